@@ -1,0 +1,221 @@
+"""Group commit: what waits goes out as one batch, and one batch is in flight.
+
+Two lanes: control appends overtake bulk ones, so that a flood of lines delays no cancel. Within a lane order is kept;
+whoever needs order between the lanes awaits the first append. A lost connection is waited out, and what may be sent
+twice (see ``Append.repeatable``) is sent again; only what may not is given back as :class:`Unavailable`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import anyio
+from anyio.abc import TaskStatus
+
+from eventstore.clock import jitter
+from eventstore.database import BigInts, Bools, Connection, Database, Ints, Texts, call, connect
+from eventstore.errors import Conflict, Fenced, KeyReused, StoreBug, TooLarge, Unavailable
+from eventstore.event import Append, Appended
+
+BATCH_EVENTS = 4_000
+BATCH_BYTES = 8 * 2**20
+APPEND_EVENTS = 10_000
+APPEND_BYTES = 64 * 2**20
+"""The largest single append; a batch is closed by what would make it larger than ``BATCH_…``, never split."""
+
+WAITING_BYTES = 64 * 2**20
+"""Bulk appends wait for room beyond this much, and so hold back the engine that writes them."""
+
+PATIENCE_S = 10.0
+"""How long an append waits for a database that is away, unless its caller says otherwise."""
+
+HINT_INTERVAL_S = 0.01
+"""Hints go out at once when idle and no closer than this under load: NOTIFY takes a lock of the whole server."""
+
+
+class _Waiting:
+    __slots__ = ("answer", "append", "deadline", "done", "error")
+
+    def __init__(self, append: Append, patience_s: float) -> None:
+        self.append = append
+        self.deadline = time.monotonic() + patience_s
+        self.done = anyio.Event()
+        self.answer: Appended | None = None
+        self.error: Exception | None = None
+
+    def finish(self, answer: Appended | Exception) -> None:
+        if isinstance(answer, Appended):
+            self.answer = answer
+        else:
+            self.error = answer
+        self.done.set()
+
+
+class Appender:
+    """The writer of one process. Start :meth:`run` in a task group, then :meth:`append` from anywhere in it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._control: deque[_Waiting] = deque()
+        self._bulk: deque[_Waiting] = deque()
+        self._bulk_bytes = 0
+        self._work = anyio.Event()
+        self._room = anyio.Event()
+        self._connection: Connection | None = None
+        self._hint = anyio.Event()
+        self._moved = False
+
+    async def append(self, append: Append, *, patience_s: float = PATIENCE_S) -> Appended:
+        """Lands the append, or raises Conflict, Fenced, KeyReused, InvalidEvent, TooLarge or Unavailable."""
+        append.check()
+        size, count = append.size, sum(len(part.events) for part in append.parts)
+        if size > APPEND_BYTES or count > APPEND_EVENTS:
+            raise TooLarge(bytes=size, events=count, most_bytes=APPEND_BYTES, most_events=APPEND_EVENTS)
+        waiting = _Waiting(append, patience_s)
+        if append.bulk:
+            while self._bulk_bytes > WAITING_BYTES:
+                await self._room.wait()
+            self._bulk_bytes += size
+            self._bulk.append(waiting)
+        else:
+            self._control.append(waiting)
+        self._work.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        if waiting.answer is None:
+            raise StoreBug(reason="an append was finished without an answer")
+        return waiting.answer
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Sends batches until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._send_hints)
+            task_status.started()
+            try:
+                while True:
+                    await self._work.wait()
+                    batch = self._next_batch()
+                    if batch:
+                        await self._deliver(batch)
+                    else:
+                        self._work = anyio.Event()
+            finally:
+                await self._disconnect()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        events = size = 0
+        for lane in (self._control, self._bulk):
+            while lane:
+                append = lane[0].append
+                events += sum(len(part.events) for part in append.parts)
+                size += append.size
+                if batch and (events > BATCH_EVENTS or size > BATCH_BYTES):
+                    return batch
+                batch.append(lane.popleft())
+                if lane is self._bulk:
+                    self._bulk_bytes -= append.size
+                    if self._bulk_bytes <= WAITING_BYTES:
+                        self._room.set()
+                        self._room = anyio.Event()
+        return batch
+
+    async def _deliver(self, batch: Sequence[_Waiting]) -> None:
+        delay_s = 0.02
+        while batch:
+            try:
+                await self._send(batch)
+                return
+            except Unavailable as away:
+                await self._disconnect()
+                batch = _who_can_wait(batch, away)
+                await anyio.sleep(jitter(delay_s / 2, delay_s))
+                delay_s = min(delay_s * 2, 1.0)
+            except Exception as error:  # noqa: BLE001 - handed to the caller whose append it is
+                await self._disconnect()
+                if len(batch) == 1:
+                    batch[0].finish(error)
+                    return
+                for waiting in batch:  # one of them is broken; the others are not to suffer
+                    await self._deliver([waiting])
+                return
+
+    async def _send(self, batch: Sequence[_Waiting]) -> None:
+        if self._connection is None:
+            self._connection = await connect(self._database.url)
+        rows = await call(self._connection, "append", *_columns([waiting.append for waiting in batch]))
+        for waiting, row in zip(batch, rows, strict=True):
+            waiting.finish(_answer(waiting.append, row["outcome"], row))
+            if row["outcome"] == "appended":
+                self._moved = self._moved or not waiting.append.bulk
+                self._hint.set()
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with anyio.CancelScope(shield=True):
+                await connection.close()
+
+    async def _send_hints(self) -> None:
+        while True:
+            await self._hint.wait()
+            self._hint = anyio.Event()
+            moved, self._moved = self._moved, False
+            try:
+                await self._database.rows("hint", moved=moved)
+            except Unavailable:
+                await anyio.sleep(jitter(0.1, 0.3))  # a hint may be lost: readers poll
+            await anyio.sleep(HINT_INTERVAL_S)
+
+
+def _who_can_wait(batch: Sequence[_Waiting], away: Unavailable) -> list[_Waiting]:
+    patient = []
+    for waiting in batch:
+        if not waiting.append.repeatable:
+            waiting.finish(Unavailable(reason=away.facts.get("reason"), landed="unknown"))
+        elif time.monotonic() > waiting.deadline:
+            waiting.finish(away)
+        else:
+            patient.append(waiting)
+    return patient
+
+
+def _answer(append: Append, outcome: str, row: dict[str, object]) -> Appended | Exception:
+    match outcome:
+        case "appended" | "duplicate":
+            first_id, last_id = row["first_id"], row["last_id"]
+            return Appended(int(str(first_id or 0)), int(str(last_id or 0)), duplicate=outcome == "duplicate")
+        case "conflict":
+            return Conflict(stream=row["stream"], last_control_id=row["last_control_id"])
+        case "fenced":
+            return Fenced(stream=row["stream"])
+        case "key_reused":
+            return KeyReused(key=append.key)
+        case _:
+            return StoreBug(outcome=outcome)
+
+
+def _columns(appends: Sequence[Append]) -> tuple[object, ...]:
+    """The parameters of ``append_events_v1``, column by column."""
+    parts = [(number, part) for number, append in enumerate(appends, 1) for part in append.parts]
+    events = [event for _, part in parts for event in part.events]
+    return (
+        Ints(number for number, _ in parts),
+        Texts(part.stream for _, part in parts),
+        Texts(part.workspace for _, part in parts),
+        BigInts(part.expect for _, part in parts),
+        BigInts(part.token for _, part in parts),
+        BigInts(part.position for _, part in parts),
+        Ints(len(part.events) for _, part in parts),
+        BigInts(sum(len(event.data) for event in part.events) for _, part in parts),
+        Ints(
+            max((place for place, event in enumerate(part.events, 1) if not event.bulk), default=0) for _, part in parts
+        ),
+        Bools(bool(part.events) and part.events[-1].ends for _, part in parts),
+        Texts(append.key for append in appends),
+        Texts(append.digest for append in appends),
+        Texts(event.type for event in events),
+        Bools(event.bulk for event in events),
+        Texts(event.data for event in events),
+    )

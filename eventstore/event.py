@@ -1,0 +1,159 @@
+"""What goes into the log, and what comes out of it.
+
+An event is a type, a payload and a place. The payload is a JSON object that is written down once, as text, and never
+parsed again by the store; the line of an event is spliced together by the database (``sql/functions/event_line.sql``),
+so that a stream, a file and an export are the same bytes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from eventstore.errors import InvalidEvent
+
+TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+\Z")
+STREAM = re.compile(r"[a-z]+_[A-Za-z0-9-]{1,64}\Z")
+ENVELOPE = frozenset({"id", "object", "type", "seq", "created", "created_at"})
+"""Names that a payload may not use; ``<kind>_id`` of its own stream is the seventh."""
+
+NEW = 0
+"""The expectation that a stream does not exist yet."""
+
+# Line separators of Unicode that common line readers split on, though JSON allows them bare in a string.
+_SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
+_SUSPECT = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]|\\u0000")
+
+
+def encode(payload: Mapping[str, Any]) -> bytes:
+    """The payload as JSON that stays on one line for every line reader and holds no NUL (PostgreSQL refuses it)."""
+    text = orjson.dumps(payload)
+    if _SUSPECT.search(text) is None:
+        return text
+    if b"\\u0000" in text:
+        text = orjson.dumps(_without_nul(payload))
+    for character, escaped in _SEPARATORS.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, Mapping):
+        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nul(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that is not in the log yet.
+
+    ``data`` is the payload as JSON, UTF-8, made by :func:`encode`. A *bulk* event (a line of output, telemetry) changes
+    no state; all others are *control*. ``ends`` marks the terminal event of its stream.
+    """
+
+    type: str
+    data: bytes
+    bulk: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one append adds to one stream.
+
+    ``expect`` is the id of the stream's newest control event as the caller knows it (``NEW``: no such stream yet,
+    ``None``: no matter). A part without events is a *claim*: it adds nothing, but counts as a move of the stream, so
+    that of two decisions that rest on the same state only one lands.
+
+    ``token`` is the lease under which the caller writes, ``position`` the number of bulk events that it has appended
+    under this token before: the same position again is recognised as a repetition.
+    """
+
+    stream: str
+    events: Sequence[NewEvent]
+    workspace: str | None = None
+    expect: int | None = None
+    token: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Parts that land together or not at all. ``key`` makes it idempotent; ``digest`` says what the key stands for."""
+
+    parts: tuple[Part, ...]
+    key: str | None = None
+    digest: str = ""
+
+    @property
+    def bulk(self) -> bool:
+        """Whether this append carries bulk events only, and so may be overtaken by control events."""
+        return all(event.bulk for part in self.parts for event in part.events)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all payloads: what this append adds to a batch."""
+        return sum(len(event.data) for part in self.parts for event in part.events)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice cannot write it twice, so that a lost answer may be asked for again."""
+        return self.key is not None or all(
+            part.expect is not None or part.position is not None for part in self.parts if part.events
+        )
+
+    def check(self) -> None:
+        """Raises :class:`InvalidEvent` for what the log must never hold."""
+        streams = [part.stream for part in self.parts]
+        if len(set(streams)) != len(streams) or not any(part.events for part in self.parts):
+            raise InvalidEvent(streams=streams, reason="an append needs events, and each stream once")
+        for part in self.parts:
+            if not STREAM.match(part.stream):
+                raise InvalidEvent(stream=part.stream, reason="not the name of a stream")
+            for event in part.events:
+                if not (event.bulk or TYPE.match(event.type)) or not event.data.startswith(b"{"):
+                    raise InvalidEvent(type=event.type, stream=part.stream)
+            if any(event.ends for event in part.events[:-1]):
+                raise InvalidEvent(stream=part.stream, reason="nothing follows a terminal event")
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where an append landed: the ids ``first_id..last_id``, in the order of its parts.
+
+    ``duplicate`` says that it had landed before; its ids are those of the first time.
+    """
+
+    first_id: int
+    last_id: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A control event as it is folded: its place, its type and its payload."""
+
+    id: int
+    stream: str
+    seq: int
+    workspace: str
+    type: str
+    recorded_at: float
+    """Seconds since the epoch, by the database's clock."""
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An event as it is served: ``line`` is the ready-made NDJSON line, UTF-8, without its line end."""
+
+    id: int
+    stream: str
+    type: str
+    line: bytes

@@ -1,0 +1,141 @@
+-- The only writer of the log. One call is one transaction: it takes the log's lock, judges each append by itself,
+-- numbers what it accepts and writes it. Commit order is id order is visibility order.
+--
+-- VOLATILE under READ COMMITTED, so that every statement in here sees what was committed before the lock was granted.
+-- Nothing may be pipelined behind this call: the lock is held until its transaction ends, whoever the client is.
+
+CREATE OR REPLACE FUNCTION append_events_v1(
+    part_append    int[],     -- per part: the append it belongs to, 1.., ascending
+    part_stream    text[],
+    part_workspace text[],    -- NULL: the stream's own
+    part_expect    bigint[],  -- NULL: anything; 0: a new stream; else the id of its newest control event
+    part_token     bigint[],  -- NULL: no lease needed
+    part_position  bigint[],  -- NULL, or how many bulk events this token has appended before
+    part_events    int[],     -- how many events the part has; 0 is a claim: it moves the stream without an event
+    part_bytes     bigint[],
+    part_control   int[],     -- the place, 1.., of the part's last control event; 0: bulk only
+    part_ends      boolean[], -- the part's last event is terminal
+    append_key     text[],
+    append_digest  text[],
+    event_type     text[],
+    event_bulk     boolean[],
+    event_data     text[]
+) RETURNS TABLE (outcome text, first_id bigint, last_id bigint, stream text, last_control_id bigint)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    head      bigint;
+    head_before bigint;
+    moment    timestamptz;
+    part      int := 1;                     -- the first part of the append at hand
+    next_part int;
+    at_event  int := 0;                     -- events of all parts before the one at hand
+    append    int;
+    known     record;
+    lease     record;
+    kept      record;
+    base      bigint;
+    moved     boolean := false;             -- whether a control event was accepted
+    row_stream text[] := '{}'; row_workspace text[] := '{}';
+    row_id bigint[] := '{}'; row_seq bigint[] := '{}'; row_from int[] := '{}'; row_count int[] := '{}';
+    in_workspace text[]; in_seq bigint[];
+BEGIN
+    PERFORM pg_advisory_xact_lock(4702111234474983745);  -- 'ADE_LOG' and a version, as bytes
+    SELECT coalesce(max(e.id), 0) INTO head FROM events e;
+    head_before := head;
+    moment := clock_timestamp();
+
+    FOR append IN 1 .. cardinality(append_key) LOOP
+        next_part := part;
+        WHILE next_part <= cardinality(part_append) AND part_append[next_part] = append LOOP
+            next_part := next_part + 1;
+        END LOOP;
+        outcome := NULL; first_id := NULL; last_id := NULL; stream := NULL; last_control_id := NULL;
+
+        IF append_key[append] IS NOT NULL THEN
+            SELECT * INTO kept FROM append_keys k WHERE k.key = append_key[append];
+            IF FOUND THEN
+                first_id := kept.first_id; last_id := kept.last_id;
+                outcome := CASE WHEN kept.digest = append_digest[append] THEN 'duplicate' ELSE 'key_reused' END;
+            END IF;
+        END IF;
+
+        in_workspace := '{}'; in_seq := '{}';
+        IF outcome IS NULL THEN
+            FOR p IN part .. next_part - 1 LOOP
+                SELECT * INTO known FROM streams s WHERE s.stream = part_stream[p];
+                in_workspace[p] := coalesce(known.workspace, part_workspace[p]);
+                in_seq[p] := coalesce(known.last_seq, 0);
+                IF part_token[p] IS NOT NULL THEN
+                    SELECT * INTO lease FROM leases l WHERE l.stream = part_stream[p];
+                    IF lease.token IS DISTINCT FROM part_token[p] THEN
+                        outcome := 'fenced';
+                    ELSIF part_position[p] < lease.position THEN
+                        outcome := 'duplicate';
+                    ELSIF part_position[p] > lease.position THEN
+                        outcome := 'conflict';  -- what should come before it has not landed
+                    END IF;
+                END IF;
+                IF outcome IS NULL AND (known.ended_id IS NOT NULL OR in_workspace[p] IS NULL
+                        OR part_expect[p] <> coalesce(known.last_control_id, 0)) THEN
+                    outcome := 'conflict';
+                END IF;
+                IF outcome IS NOT NULL THEN
+                    stream := part_stream[p]; last_control_id := known.last_control_id;
+                    EXIT;
+                END IF;
+            END LOOP;
+        END IF;
+
+        IF outcome IS NULL THEN
+            outcome := 'appended';
+            first_id := head + 1;
+            FOR p IN part .. next_part - 1 LOOP
+                last_id := head + part_events[p];
+                IF part_events[p] > 0 THEN
+                    row_stream := row_stream || part_stream[p]; row_workspace := row_workspace || in_workspace[p];
+                    row_id := row_id || (head + 1); row_seq := row_seq || (in_seq[p] + 1);
+                    row_from := row_from || (at_event + 1); row_count := row_count || part_events[p];
+                    moved := moved OR part_control[p] > 0;
+                    INSERT INTO streams AS s VALUES (
+                        part_stream[p], in_workspace[p], head + 1, last_id, in_seq[p] + part_events[p],
+                        CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END,
+                        CASE WHEN part_ends[p] THEN last_id END, part_bytes[p])
+                    ON CONFLICT ON CONSTRAINT streams_pkey DO UPDATE SET
+                        last_id = excluded.last_id, last_seq = excluded.last_seq, ended_id = excluded.ended_id,
+                        last_control_id = greatest(s.last_control_id, excluded.last_control_id),
+                        bytes = s.bytes + excluded.bytes;
+                    IF part_position[p] IS NOT NULL THEN
+                        UPDATE leases l SET position = part_position[p] + part_events[p] WHERE l.stream = part_stream[p];
+                    END IF;
+                END IF;
+                head := last_id;
+                at_event := at_event + part_events[p];
+            END LOOP;
+            FOR p IN part .. next_part - 1 LOOP
+                IF part_events[p] = 0 THEN
+                    UPDATE streams s SET last_control_id = head WHERE s.stream = part_stream[p];
+                END IF;
+            END LOOP;
+            IF append_key[append] IS NOT NULL THEN
+                INSERT INTO append_keys VALUES (append_key[append], append_digest[append], first_id, last_id, moment);
+            END IF;
+        ELSE
+            FOR p IN part .. next_part - 1 LOOP
+                at_event := at_event + part_events[p];
+            END LOOP;
+        END IF;
+        part := next_part;
+        RETURN NEXT;
+    END LOOP;
+
+    INSERT INTO events (id, stream, seq, workspace, type, bulk, recorded_at, data)
+    SELECT r.id + n, r.stream, r.seq + n, r.workspace,
+           event_type[r.start + n], event_bulk[r.start + n], moment, event_data[r.start + n]
+    FROM unnest(row_stream, row_workspace, row_id, row_seq, row_from, row_count)
+             AS r (stream, workspace, id, seq, start, count),
+         generate_series(0, r.count - 1) AS n;
+    IF moved THEN
+        PERFORM project_control_v1(head_before, head);
+    END IF;
+END $$;

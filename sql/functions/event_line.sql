@@ -1,0 +1,13 @@
+-- The shape of an event's line, in this one place: stream, file, page and export are the same bytes because of it.
+
+CREATE OR REPLACE FUNCTION event_times_v1(recorded_at timestamptz) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN '"created":' || floor(extract(epoch FROM recorded_at))::bigint
+    || ',"created_at":"' || to_char(recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"';
+
+-- `times` is event_times_v1 of the row: its caller makes it once per moment, not per row (it is 40 % of the cost).
+CREATE OR REPLACE FUNCTION event_line_v1(id bigint, stream text, seq bigint, type text, times text, data text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN '{"id":' || id || ',"object":"ade.' || split_part(stream, '_', 1) || '.event","type":"' || type
+    || '","' || split_part(stream, '_', 1) || '_id":"' || stream || '","seq":' || seq || ',' || times
+    || CASE WHEN data = '{}' THEN '}' ELSE ',' || substr(data, 2) END;

@@ -1,0 +1,61 @@
+-- A rebuild fills tables in schema `next` beside the live ones, then takes their place.
+
+CREATE OR REPLACE FUNCTION rebuild_begin_v1(tables text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    t text;
+BEGIN
+    DROP SCHEMA IF EXISTS next CASCADE;
+    CREATE SCHEMA next;
+    FOREACH t IN ARRAY tables LOOP
+        EXECUTE format('CREATE TABLE next.%I (LIKE public.%I INCLUDING ALL)', t, t);
+    END LOOP;
+END $$;
+
+-- One page of a rebuild. The projections name their tables without a schema, so the search path decides where they write.
+CREATE OR REPLACE FUNCTION rebuild_page_v1(projection text, after bigint, upto bigint) RETURNS void LANGUAGE plpgsql
+SET search_path = next, public AS $$
+BEGIN
+    CASE projection
+        WHEN 'configs' THEN PERFORM project_configs_v1(after, upto);
+        WHEN 'builds' THEN PERFORM project_builds_v1(after, upto);
+        WHEN 'runs' THEN PERFORM project_runs_v1(after, upto);
+        WHEN 'run_logs' THEN PERFORM project_run_logs_v1(after, upto);
+        WHEN 'build_logs' THEN PERFORM project_build_logs_v1(after, upto);
+    END CASE;
+END $$;
+
+-- The last page and the swap, while nothing is appended. The caller makes the views anew in the same transaction.
+CREATE OR REPLACE FUNCTION rebuild_swap_v1(projection text, tables text[], after bigint) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    head bigint;
+    t    text;
+    i    record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(4702111234474983745);
+    SET LOCAL lock_timeout = '2s';
+    SELECT coalesce(max(id), 0) INTO head FROM events;
+    -- A caught-up projection keeps its checkpoint row locked while it works: taken here, the projector waits for us.
+    PERFORM FROM checkpoints c WHERE c.projection = rebuild_swap_v1.projection FOR UPDATE;
+    PERFORM rebuild_page_v1(projection, after, head);
+    DROP VIEW IF EXISTS runs_with_lease;
+    DROP VIEW IF EXISTS builds_with_lease;
+    FOREACH t IN ARRAY tables LOOP
+        CREATE TEMP TABLE index_names ON COMMIT DROP AS
+        SELECT indexname AS name, substring(indexdef FROM ' USING .*') AS definition FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename = t;
+        EXECUTE format('DROP TABLE public.%I', t);
+        FOR i IN
+            SELECT made.indexname AS made, named.name FROM pg_indexes made
+            JOIN index_names named ON named.definition = substring(made.indexdef FROM ' USING .*')
+            WHERE made.schemaname = 'next' AND made.tablename = t AND made.indexname <> named.name
+        LOOP
+            EXECUTE format('ALTER INDEX next.%I RENAME TO %I', i.made, i.name);
+        END LOOP;
+        DROP TABLE index_names;
+        EXECUTE format('ALTER TABLE next.%I SET SCHEMA public', t);
+    END LOOP;
+    UPDATE checkpoints c SET id = head WHERE c.projection = rebuild_swap_v1.projection;
+    DROP SCHEMA next;
+    RETURN head;
+END $$;

@@ -1,0 +1,52 @@
+-- append: what was accepted is in the log; one row per append says how it went.
+SELECT outcome, first_id, last_id, stream, last_control_id FROM append_events_v1(
+    %b::int[], %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::int[], %b::bigint[], %b::int[],
+    %b::boolean[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::text[]);
+
+-- identity: which log this is, and its newest id.
+SELECT log_id, coalesce((SELECT max(id) FROM events), 0) AS head, coalesce((SELECT min(id) FROM events), 0) AS oldest
+FROM log;
+
+-- head: the newest id, 0 for an empty log.
+SELECT coalesce(max(id), 0) AS head FROM events;
+
+-- stream: where one stream begins, stands and ends; no row for one that does not exist.
+SELECT stream, workspace, first_id, last_id, last_seq, last_control_id, ended_id, bytes
+FROM streams WHERE stream = %(stream)s;
+
+-- last_ids: how far each of some streams has come.
+SELECT stream, last_id FROM streams WHERE stream = ANY(%(streams)s);
+
+-- control_events: the control events of some streams up to an id, in order: all that a fold needs.
+SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, data::bytea
+FROM events WHERE NOT bulk AND stream = ANY(%(streams)s) AND id <= %(upto)s ORDER BY id;
+
+-- read_log: the lines of the whole log after a cursor.
+WITH page AS MATERIALIZED (
+    SELECT id, stream, seq, type, recorded_at, data FROM events
+    WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s
+), moment AS MATERIALIZED (
+    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
+)
+SELECT id, stream, type, convert_to(event_line_v1(id, stream, seq, type, times, data), 'UTF8') AS line
+FROM page JOIN moment USING (recorded_at) ORDER BY id;
+
+-- read_feed: the lines of one stream, and of a second one beside it, after a cursor and up to an id.
+WITH page AS MATERIALIZED (
+    (SELECT id, stream, seq, type, recorded_at, data FROM events
+     WHERE stream = %(stream)s AND id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s)
+    UNION ALL
+    (SELECT id, stream, seq, type, recorded_at, data FROM events
+     WHERE stream = %(beside)s AND id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s)
+    ORDER BY id LIMIT %(limit)s
+), moment AS MATERIALIZED (
+    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
+)
+SELECT id, stream, type, convert_to(event_line_v1(id, stream, seq, type, times, data), 'UTF8') AS line
+FROM page JOIN moment USING (recorded_at) ORDER BY id;
+
+-- forget_append_keys: idempotency keys older than a day are gone.
+DELETE FROM append_keys WHERE recorded_at < clock_timestamp() - interval '24 hours';
+
+-- hint: those who listen know that they may read; workers too when something other than lines was appended.
+SELECT pg_notify('ade_log', ''), CASE WHEN %(moved)s::boolean THEN pg_notify('ade_work', '') END;

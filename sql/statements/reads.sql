@@ -1,0 +1,114 @@
+-- run_page: runs that match, newest first, before a page's mark; `last_event_id` is the last event of each run's feed.
+SELECT r.id, r.workspace_id, r.config_id, r.config_version, r.config_digest, r.build_id, r.status, r.waiting_for,
+       r.options, r.inputs, r.requested_by, r.attempt, r.worker_id, r.exit_code, r.error_message, r.stop_reason,
+       r.summary, r.result, r.duration_ms, r.lines, r.bytes, r.created_id,
+       extract(epoch FROM r.cancel_requested_at)::float8 AS cancel_requested_at,
+       extract(epoch FROM r.created_at)::float8 AS created_at, extract(epoch FROM r.started_at)::float8 AS started_at,
+       extract(epoch FROM r.finished_at)::float8 AS finished_at, extract(epoch FROM r.updated_at)::float8 AS updated_at,
+       coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_event_id
+FROM runs r
+JOIN streams s ON s.stream = r.id
+LEFT JOIN streams b ON b.stream = r.build_id
+WHERE (%(id)s::text IS NULL OR r.id = %(id)s)
+  AND (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
+  AND (%(config_id)s::text IS NULL OR r.config_id = %(config_id)s)
+  AND (%(build_id)s::text IS NULL OR r.build_id = %(build_id)s)
+  AND (%(status)s::text IS NULL OR r.status = %(status)s)
+  AND (%(created_after)s::float8 IS NULL OR r.created_at >= to_timestamp(%(created_after)s))
+  AND (%(created_before)s::float8 IS NULL OR r.created_at < to_timestamp(%(created_before)s))
+  AND (%(q)s::text IS NULL OR strpos(lower(concat_ws(' ', r.id, r.summary, r.error_message, r.options ->> 'metadata')),
+                                     lower(%(q)s)) > 0)
+  AND r.created_id < %(before)s
+ORDER BY r.created_id DESC LIMIT %(limit)s;
+
+-- build_page: builds that match, newest first, before a page's mark.
+SELECT b.id, b.workspace_id, b.config_id, b.config_version, b.status, b.reason, b.fingerprint, b.engine, b.step,
+       b.requested_by, b.attempt, b.worker_id, b.exit_code, b.error_message, b.stop_reason, b.summary, b.packages,
+       b.python, b.duration_ms, b.created_id,
+       extract(epoch FROM b.cancel_requested_at)::float8 AS cancel_requested_at,
+       extract(epoch FROM b.created_at)::float8 AS created_at, extract(epoch FROM b.started_at)::float8 AS started_at,
+       extract(epoch FROM b.finished_at)::float8 AS finished_at, extract(epoch FROM b.updated_at)::float8 AS updated_at,
+       s.last_id AS last_event_id
+FROM builds b
+JOIN streams s ON s.stream = b.id
+WHERE (%(id)s::text IS NULL OR b.id = %(id)s)
+  AND (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
+  AND (%(config_id)s::text IS NULL OR b.config_id = %(config_id)s)
+  AND (%(status)s::text IS NULL OR b.status = %(status)s)
+  AND (%(created_after)s::float8 IS NULL OR b.created_at >= to_timestamp(%(created_after)s))
+  AND (%(created_before)s::float8 IS NULL OR b.created_at < to_timestamp(%(created_before)s))
+  AND (%(q)s::text IS NULL OR strpos(lower(concat_ws(' ', b.id, b.summary, b.error_message)), lower(%(q)s)) > 0)
+  AND b.created_id < %(before)s
+ORDER BY b.created_id DESC LIMIT %(limit)s;
+
+-- config_page: configs that match, newest first, before a page's mark, with the newest usable build of their version.
+SELECT c.id, c.workspace_id, c.name, c.version, c.digest, c.created_id,
+       extract(epoch FROM c.created_at)::float8 AS created_at, extract(epoch FROM c.updated_at)::float8 AS updated_at,
+       (SELECT b.id FROM builds b WHERE b.config_id = c.id AND b.config_version = c.version AND b.status = 'active'
+        ORDER BY b.created_id DESC LIMIT 1) AS active_build_id
+FROM configs c
+WHERE (%(id)s::text IS NULL OR c.id = %(id)s)
+  AND (%(workspace_id)s::text IS NULL OR c.workspace_id = %(workspace_id)s)
+  AND c.created_id < %(before)s
+ORDER BY c.created_id DESC LIMIT %(limit)s;
+
+-- document_page: documents that match, newest first, before a page's mark.
+SELECT id, workspace_id, name, size, sha256, media_type, created_id,
+       extract(epoch FROM created_at)::float8 AS created_at
+FROM documents
+WHERE (%(id)s::text IS NULL OR id = %(id)s)
+  AND (%(workspace_id)s::text IS NULL OR workspace_id = %(workspace_id)s)
+  AND created_id < %(before)s
+ORDER BY created_id DESC LIMIT %(limit)s;
+
+-- artifacts_of_run: what a run left.
+SELECT id, run_id, name, size, sha256, media_type, extract(epoch FROM created_at)::float8 AS created_at
+FROM artifacts WHERE run_id = %(run)s ORDER BY created_id;
+
+-- artifact: one of them, with its run's workspace.
+SELECT a.id, a.run_id, r.workspace_id, a.name, a.size, a.sha256, a.media_type
+FROM artifacts a JOIN runs r ON r.id = a.run_id WHERE a.id = %(id)s;
+
+-- workspaces: every workspace that was ever used.
+SELECT id, extract(epoch FROM created_at)::float8 AS created_at FROM workspaces ORDER BY id;
+
+-- feed_of_run: where a run's feed lies.
+SELECT s.stream, r.build_id AS beside, s.first_id, s.ended_id, s.workspace,
+       coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_id
+FROM streams s JOIN runs r ON r.id = s.stream LEFT JOIN streams b ON b.stream = r.build_id
+WHERE s.stream = %(stream)s;
+
+-- feed_of_build: where a build's feed lies.
+SELECT s.stream, NULL::text AS beside, s.first_id, s.ended_id, s.workspace, s.last_id
+FROM streams s JOIN builds b ON b.id = s.stream WHERE s.stream = %(stream)s;
+
+-- log_entries: the lines of one stream that carry a message, after a cursor.
+SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
+       d ->> 'message' AS message
+FROM (SELECT id, recorded_at, data::json AS d FROM events
+      WHERE stream = %(stream)s AND id > %(after)s AND bulk ORDER BY id OFFSET 0) AS line
+WHERE json_typeof(d -> 'message') = 'string' ORDER BY id LIMIT %(limit)s;
+
+-- last_log_entries: the last lines of one stream that carry a message, newest first.
+SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
+       d ->> 'message' AS message
+FROM (SELECT id, recorded_at, data::json AS d FROM events
+      WHERE stream = %(stream)s AND bulk ORDER BY id DESC OFFSET 0) AS line
+WHERE json_typeof(d -> 'message') = 'string' ORDER BY id DESC LIMIT %(limit)s;
+
+-- feed_bytes: how long the lines of a feed are, line ends counted, after a cursor and up to an id.
+SELECT coalesce(sum(octet_length(event_line_v1(id, stream, seq, type, event_times_v1(recorded_at), data)) + 1), 0)::bigint
+       AS bytes
+FROM events WHERE stream = ANY(%(streams)s) AND id > %(after)s AND id <= %(upto)s;
+
+-- workers: who holds leases now, and how many.
+SELECT holder AS id, count(*)::int AS leases, extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
+FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() GROUP BY holder ORDER BY holder;
+
+-- projector_lag: how many ids the slowest caught-up projection is behind.
+SELECT coalesce((SELECT max(id) FROM events), 0) - coalesce(min(id), 0) AS lag FROM checkpoints;
+
+-- last_id_upto: the last event of some streams up to an id.
+SELECT max(last_id) AS last_id FROM (
+    SELECT (SELECT e.id FROM events e WHERE e.stream = s AND e.id <= %(upto)s ORDER BY e.id DESC LIMIT 1) AS last_id
+    FROM unnest(%(streams)s::text[]) AS s) AS found;
