@@ -1,0 +1,95 @@
+"""The log files of all feeds, kept current by one reader of the log that hands each line to the files it belongs to."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+
+from eventstore import Database, Feed, Line, Log
+from projections.events import TERMINAL
+from projections.ndjson_file import FeedFile
+
+OPEN_FILES = 200
+
+PathOf = Callable[[str, str], Path]
+
+
+class LogFiles:
+    """Writes every line to the file of its stream and, for a build, to the files of the runs that wait for it.
+
+    The checkpoint moves after the files are written, so lines may come twice after a crash; a file skips those it has.
+    """
+
+    def __init__(self, database: Database, log: Log, path_of: PathOf) -> None:
+        self._database = database
+        self._log = log
+        self._path_of = path_of
+        self._after: int | None = None
+        self._files: dict[str, FeedFile] = {}
+        self._runs_beside: dict[str, set[str]] = defaultdict(set)
+
+    async def step(self) -> bool:
+        """One page of the log; whether there was anything."""
+        if self._after is None:
+            await self._begin()
+        page = await self._log.read(self._after or 0)
+        if not page:
+            return False
+        for stream, lines in self._sort(page).items():
+            await self._write(stream, lines)
+        self._after = page[-1].id
+        await self._database.rows("checkpoint", projection="log_files", id=self._after)
+        return True
+
+    def close(self) -> None:
+        """Closes every open file."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    async def _begin(self) -> None:
+        row = await self._database.row("checkpoint_of", projection="log_files")
+        self._after = row["id"] if row else 0
+        for row in await self._database.rows("runs_beside_builds", after=self._after):
+            self._runs_beside[row["build_id"]].add(row["id"])
+
+    def _sort(self, page: Sequence[Line]) -> dict[str, list[Line]]:
+        """The page by the feeds that its lines belong to."""
+        sorted_: dict[str, list[Line]] = defaultdict(list)
+        for line in page:
+            if not line.stream.startswith(("run_", "build_")):
+                continue
+            sorted_[line.stream].append(line)
+            for run in self._runs_beside.get(line.stream, ()):
+                sorted_[run].append(line)
+            if line.type == "run.created":
+                build_id = orjson.loads(line.line)["build_id"]
+                if build_id is not None:
+                    self._runs_beside[build_id].add(line.stream)
+            elif line.type == "run.completed":
+                for runs in self._runs_beside.values():
+                    runs.discard(line.stream)
+            elif line.type == "build.completed":
+                self._runs_beside.pop(line.stream, None)
+        return sorted_
+
+    async def _write(self, stream: str, lines: Sequence[Line]) -> None:
+        file = self._files.get(stream)
+        if file is None:
+            file = await self._open(stream)
+            await file.catch_up(self._log, lines[0].id - 1)  # what is missing, whoever removed it
+            if len(self._files) >= OPEN_FILES:
+                self.close()
+            self._files[stream] = file
+        file.write(lines)
+        if lines[-1].stream == stream and lines[-1].type in TERMINAL:
+            self._files.pop(stream).close()
+
+    async def _open(self, stream: str) -> FeedFile:
+        kind = stream.split("_", 1)[0]
+        row = await self._database.row(f"feed_of_{kind}", stream=stream)
+        if row is None:
+            raise LookupError(f"{stream} is in the log and in no projection: run `ade log rebuild`")
+        feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
+        return FeedFile(self._path_of(row["workspace"], stream), feed)

@@ -1,0 +1,84 @@
+"""``events.ndjson``: a projection whose table is a file, one for each run and each build.
+
+One writer. A file holds the lines of its feed, from the first on and in order; a torn last line is cut when the file is
+opened again. Whoever reads takes the file up to its last whole line, and the log from there.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from eventstore import Feed, Line, Log
+from eventstore.errors import StoreBug
+
+_BLOCK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where the last whole line of a file ends (``size``, bytes), and the id of its event; 0 and 0 for none."""
+
+    size: int
+    last_id: int
+
+
+def end_of(path: Path) -> End:
+    """The end of a file that somebody may be writing; nothing where there is no file."""
+    try:
+        opened = path.open("rb")
+    except FileNotFoundError:
+        return End(0, 0)
+    with opened:
+        stop = _line_end_before(opened.fileno(), os.fstat(opened.fileno()).st_size)
+        if stop == 0:
+            return End(0, 0)
+        start = _line_end_before(opened.fileno(), stop - 1)
+        opened.seek(start)
+        return End(stop, orjson.loads(opened.read(stop - start))["id"])
+
+
+def _line_end_before(descriptor: int, size: int) -> int:
+    """The offset after the last line feed within the first ``size`` bytes."""
+    while size > 0:
+        start = max(0, size - _BLOCK)
+        found = os.pread(descriptor, size - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return 0
+
+
+class FeedFile:
+    """The file of one feed, open for its one writer."""
+
+    def __init__(self, path: Path, feed: Feed) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.feed = feed
+        end = end_of(path)
+        self.last_id = max(end.last_id, feed.first_id - 1)
+        self._file = path.open("ab", buffering=0)
+        if self._file.tell() != end.size:
+            self._file.truncate(end.size)
+
+    async def catch_up(self, log: Log, upto: int) -> None:
+        """Writes what the feed has after the file's end, up to an id."""
+        while page := await log.read_feed(self.feed, self.last_id, upto=upto):
+            self.write(page)
+        self.last_id = max(self.last_id, upto)
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Appends the lines that the file does not have yet."""
+        fresh = [line for line in lines if line.id > self.last_id]
+        if not fresh:
+            return
+        data = b"".join([line.line + b"\n" for line in fresh])
+        written = self._file.write(data)
+        if written != len(data):
+            raise StoreBug(reason="a log file took only a part of its lines", file=self._file.name)
+        self.last_id = fresh[-1].id
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,93 @@
+"""Keeps what is caught up, not inline, current: the tables of lines, and the log files.
+
+One projector of a deployment works at a time; a lease elects it. It can be killed at any moment: a table and its
+checkpoint commit together, and a file is resumed from its last whole line.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+from anyio.abc import TaskStatus
+
+from eventstore import Database, Lease, Leases, Log
+from eventstore.clock import jitter
+from eventstore.errors import Unavailable
+from eventstore.tail import Hints
+from projections.log_files import LogFiles, PathOf
+from projections.tables import CAUGHT_UP
+
+ELECTION = "projector_lease"
+STEP_IDS = 20_000
+"""Ids that one step of a table covers: a transaction of some 100 ms."""
+HOUSEKEEPING_S = 600.0
+
+
+class Projector:
+    """Start :meth:`run` in a task group. ``path_of(workspace, stream)`` says where a log file lies."""
+
+    def __init__(self, database: Database, log: Log, hints: Hints, leases: Leases, path_of: PathOf) -> None:
+        self._database = database
+        self._log = log
+        self._hints = hints
+        self._leases = leases
+        self._path_of = path_of
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Works while it is elected, waits for its turn otherwise; comes back after every outage."""
+        task_status.started()
+        while True:
+            try:
+                lease = await self._leases.take(ELECTION)
+                if lease is not None:
+                    await self._work(lease)
+            except Unavailable:
+                await anyio.sleep(jitter(0.2, 1.0))
+            await anyio.sleep(jitter(0.5, 1.0))
+
+    async def _work(self, lease: Lease) -> None:
+        files = LogFiles(self._database, self._log, self._path_of)
+        steps: list[Callable[[], Awaitable[bool]]] = [files.step]
+        steps += [partial(self._step_table, projection.name) for projection in CAUGHT_UP]
+        try:
+            async with anyio.create_task_group() as tasks:
+                for step in steps:
+                    tasks.start_soon(self._follow, step)
+                tasks.start_soon(self._keep_house)
+                await self._stay_elected(lease)
+                tasks.cancel_scope.cancel()
+        except* Unavailable as outage:
+            raise Unavailable(reason=str(outage.exceptions[0])) from outage
+        finally:
+            files.close()
+            with anyio.CancelScope(shield=True):
+                await self._resign(lease)
+
+    async def _stay_elected(self, lease: Lease) -> None:
+        """Renews the lease until somebody else has it."""
+        while True:
+            if await self._leases.renew({ELECTION: lease}):
+                return
+            await anyio.sleep(self._leases.seconds / 3)
+
+    async def _resign(self, lease: Lease) -> None:
+        try:
+            await self._leases.drop(lease)
+        except Unavailable:
+            return  # the lease runs out by itself
+
+    async def _follow(self, step: Callable[[], Awaitable[bool]]) -> None:
+        while True:
+            wait = self._hints.next()
+            if not await step():
+                await wait()
+
+    async def _step_table(self, name: str) -> bool:
+        """Moves one table forward; whether there is more to do."""
+        row = await self._database.row("catch_up", projection=name, most=STEP_IDS)
+        return row is not None and row["reached"] < row["head"]
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._database.rows("forget_append_keys")
+            await anyio.sleep(HOUSEKEEPING_S)
