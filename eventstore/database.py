@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 
-from eventstore.errors import LockTimeout, Unavailable
+from eventstore.errors import DependedOn, LockTimeout, Unavailable
 from eventstore.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -26,7 +26,15 @@ CONNECT_TIMEOUT_S = 10
 POOL_TIMEOUT_S = 10.0
 """How long a request waits for a free connection before it is told that the database is unavailable."""
 
-_GONE = (psycopg.OperationalError, psycopg.InterfaceError, psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, OSError)
+# Connection failures (08), a server that is out of room for now (53), that stops or starts (57P), and a race that it
+# resolved against us (40). What it refuses for ever, such as a key that fits no index (54), is not among them.
+_PASSING = ("08", "53", "57P", "40")
+
+
+def _is_away(error: BaseException) -> bool:
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate.startswith(_PASSING)
+    return isinstance(error, psycopg.InterfaceError | psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | OSError)
 
 
 class Column(list[Any]):
@@ -90,6 +98,8 @@ async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     for column in (Ints, BigInts, Bools, Texts):
         connection.adapters.register_dumper(column, _ColumnDumper)
     connection.prepare_threshold = 0
+    # Whatever this database's default is: under REPEATABLE READ an append would number from a stale snapshot.
+    await connection.execute(statements()["read_committed"].encode())
 
 
 class Database:
@@ -119,6 +129,7 @@ class Database:
         try:
             return await self._rows(statement, parameters)
         except Unavailable:
+            await self._pool.check()  # one connection was dead, and so are perhaps the others
             return await self._rows(statement, parameters)
 
     async def _rows(self, statement: str, parameters: dict[str, Any]) -> list[DictRow]:
@@ -186,7 +197,7 @@ class _world:  # noqa: N801 - reads as a block: with _world()
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, psycopg.errors.LockNotAvailable):
             raise LockTimeout(reason=str(error).strip()) from error
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            return
-        if isinstance(error, _GONE):
+        if isinstance(error, psycopg.errors.DependentObjectsStillExist):
+            raise DependedOn(reason=error.diag.message_detail) from error
+        if error is not None and _is_away(error):
             raise Unavailable(reason=str(error).strip()) from error

@@ -52,7 +52,7 @@ _SETTINGS = """
 # ADE Runs: one service on a small machine
 shared_buffers = 128MB               # the newest events and their indexes; older ones are the page cache's
 max_connections = 200                # API, workers, projector, people, each with a small pool
-max_wal_size = 4GB                   # a burst writes 60 MB/s; at 1 GB it would checkpoint every few seconds
+max_wal_size = 4GB                   # a burst of 240,000 events/s fills 1 GB, and forces a checkpoint, within seconds
 checkpoint_timeout = 15min           # after a checkpoint the first change of each page is a full page of WAL
 wal_buffers = 16MB                   # one WAL segment: a batch of events does not wait for a buffer
 jit = off                            # a statement reads one page; compiling it takes longer than running it
@@ -99,10 +99,11 @@ class EmbeddedServer:
             self._decision = files.enter_context(_opened(self._home / _DECISION))
             self._users = files.enter_context(_opened(self._home / _USERS))
             with _exclusive(self._decision):
+                alone = _take(self._users)
                 fcntl.flock(self._users, fcntl.LOCK_SH)
                 self._cluster, binaries = _choose(self._home, version, binaries)
                 self._account = _Account.of(self._cluster)
-                if not self._adopt() and (programs := self._start(binaries)) != binaries:
+                if not self._adopt(alone) and (programs := self._start(binaries)) != binaries:
                     unreachable.append(f"{binaries} (it uses {programs})")
             self._files: ExitStack | None = files.pop_all()
         self.psql = binaries / "psql"
@@ -129,13 +130,19 @@ class EmbeddedServer:
             if server and os.path.samestat(lock.stat(), os.fstat(self._users)) and _take(self._users):
                 self._stop(server)
 
-    def _adopt(self) -> bool:
+    def _adopt(self, alone: bool) -> bool:
         """Whether a server that was started before accepts connections; waits for one that is about to."""
         server = _Postmaster.running(self._cluster)
         if server is None:
             return False
-        if server.status == "stopping" or (server.status == "ready" and not _socket(self._cluster).exists()):
-            self._stop(server)  # somebody swept /tmp: without its socket it runs on, and nobody can ever connect
+        swept = server.status == "ready" and not _socket(self._cluster).exists()
+        if swept and not alone:
+            raise EmbeddedServerError(
+                f"PostgreSQL runs in {self._home}, but its socket {_socket(self._cluster)} is not here: {SOCKETS} was"
+                " emptied, or who uses it has one of their own (systemd's PrivateTmp). End them and try again."
+            )
+        if swept or server.status == "stopping":
+            self._stop(server)
             return False
         self._wait_until_ready(None)
         return True
@@ -245,8 +252,8 @@ class _Postmaster(NamedTuple):
 
     cluster: Path
     pid: int
-    shared_memory: str
-    """The id of its System V segment, to which every process of the server is attached."""
+    segment: list[str]
+    """Key and id of its System V shared memory, to which every process of the server is attached."""
     status: str
     """``starting``, ``ready``, ``stopping``; empty before it is written."""
 
@@ -258,7 +265,7 @@ class _Postmaster(NamedTuple):
         except FileNotFoundError:
             return None
         lines += [""] * (8 - len(lines))
-        return cls(cluster, int(lines[0] or 0), lines[6].rpartition(" ")[2], lines[7].strip())
+        return cls(cluster, int(lines[0] or 0), lines[6].split(), lines[7].strip())
 
     @classmethod
     def running(cls, cluster: Path) -> Self | None:
@@ -277,8 +284,13 @@ class _Postmaster(NamedTuple):
     @property
     def attached(self) -> bool:
         """Whether any process of the server still lives."""
-        segments = (line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines())
-        return any(segment[1] == self.shared_memory and segment[6] != "0" for segment in segments)
+        if not self.segment:
+            return False
+        # Ids alone begin anew with each boot, so that this one may be another server's; the key is the cluster's inode,
+        # which PostgreSQL writes as an unsigned number of 64 bits, and the kernel as a signed one of 32.
+        key, number = int(self.segment[0]) % 2**32, self.segment[1]
+        rows = (line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:])
+        return any((int(row[0]) % 2**32, row[1]) == (key, number) and row[6] != "0" for row in rows)
 
 
 def bundled(version: int) -> Path:
@@ -315,7 +327,9 @@ def _clusters(home: Path) -> dict[int, Path]:
 
 def _exact_version(binaries: Path) -> str:
     """Such as ``18.4``."""
-    told = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [binaries / "postgres", "--version"], capture_output=True, text=True, check=True, env=_ENVIRONMENT
+    )
     return told.stdout.split()[2]
 
 
@@ -366,9 +380,8 @@ def _reachable(binaries: Path, account: _Account) -> Path:
                 shutil.copytree(part, making / part.relative_to(package.parent), ignore=unneeded)
             for path in (making, *making.rglob("*")):
                 mode = path.stat().st_mode
-                path.chmod(
-                    mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
-                )  # everybody may what the owner may, but write
+                owner = mode & 0o500
+                path.chmod(mode | owner >> 3 | owner >> 6)  # everybody may read and run what its owner may
             os.sync()  # once per machine and version: what the rename commits is on disk
             making.rename(copy)
     return copy / binaries.relative_to(package.parent)
@@ -380,7 +393,11 @@ def _make_cluster(cluster: Path, programs: Path, account: _Account, decision: in
     shutil.rmtree(making, ignore_errors=True)  # somebody was killed here; what it had started is gone: see `keep`
     making.mkdir(mode=0o700)
     os.chown(making, account.uid, account.gid)
-    options = ["--username=ade", "--auth-local=trust", "--auth-host=reject", "--data-checksums", "--encoding=UTF8"]
+    options = ["--username=ade", "--data-checksums", "--encoding=UTF8"]
+    options += [
+        "--auth-local=trust",
+        "--auth-host=reject",
+    ]  # who can enter the socket's folder is that account, or root
     options += ["--locale=C"]  # the order of text is that of its bytes, on every machine
     if int(cluster.name) >= 17:
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # the same order; knows more than ASCII
@@ -399,9 +416,8 @@ def _clear_stale(cluster: Path) -> None:
     if server := _Postmaster.named(cluster):
         late = f"Processes of an earlier server in {cluster} still live: `fuser {cluster}` shows them, end them."
         _wait(lambda: not server.attached, STOP_TIMEOUT_S, late)
-        (cluster / "postmaster.pid").unlink(
-            missing_ok=True
-        )  # PostgreSQL would believe it if its number is another process's now
+        # PostgreSQL would believe this file if its number is another process's now.
+        (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _socket(cluster: Path) -> Path:

@@ -64,5 +64,13 @@ class LockTimeout(WorldMovedOn):
     """Somebody holds what this needs for longer than it may wait; nothing was changed."""
 
 
+class DependedOn(CallerMistake):
+    """Something that others made depends on what was to be replaced; nothing was changed."""
+
+
+class RebuildRunning(WorldMovedOn):
+    """Another rebuild is running; wait for it to end."""
+
+
 class StoreBug(EventStoreError):
     """The event store broke its own rules; please report this."""

@@ -5,6 +5,7 @@ parsed again by the store; the line of an event is spliced together by the datab
 so that a stream, a file and an export are the same bytes.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ NEW = 0
 
 # Line separators of Unicode that common line readers split on, though JSON allows them bare in a string.
 _SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
+_is_type = functools.lru_cache(4096)(TYPE.match)
 _SUSPECT = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]|\\u0000")
 
 
@@ -82,6 +84,12 @@ class Part:
     token: int | None = None
     position: int | None = None
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the log would refuse this part a second time: only control events move what is expected."""
+        moves = self.expect is not None and any(not event.bulk for event in self.events)
+        return moves or (self.position is not None and self.token is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Append:
@@ -103,10 +111,11 @@ class Append:
 
     @property
     def repeatable(self) -> bool:
-        """Whether sending it twice cannot write it twice, so that a lost answer may be asked for again."""
-        return self.key is not None or all(
-            part.expect is not None or part.position is not None for part in self.parts if part.events
-        )
+        """Whether sending it twice cannot write it twice, so that a lost answer may be asked for again.
+
+        One part that refuses its repetition is enough: the parts land together or not at all.
+        """
+        return self.key is not None or any(part.repeatable for part in self.parts)
 
     def check(self) -> None:
         """Raises :class:`InvalidEvent` for what the log must never hold."""
@@ -117,7 +126,7 @@ class Append:
             if not STREAM.match(part.stream):
                 raise InvalidEvent(stream=part.stream, reason="not the name of a stream")
             for event in part.events:
-                if not (event.bulk or TYPE.match(event.type)) or not event.data.startswith(b"{"):
+                if not _is_type(event.type) or not event.data.startswith(b"{"):
                     raise InvalidEvent(type=event.type, stream=part.stream)
             if any(event.ends for event in part.events[:-1]):
                 raise InvalidEvent(stream=part.stream, reason="nothing follows a terminal event")

@@ -25,7 +25,7 @@ async def status(url: str) -> SchemaStatus:
     async with await connect(url) as connection:
         await call(connection, "migrations_table")
         done = {row["name"]: row["digest"] for row in await call(connection, "migrations")}
-    return _status(done)
+    return compare(done)
 
 
 async def migrate(url: str) -> SchemaStatus:
@@ -33,7 +33,7 @@ async def migrate(url: str) -> SchemaStatus:
     async with await connect(url) as connection, transaction(connection):
         await call(connection, "migrations_lock")
         await call(connection, "migrations_table")
-        found = _status({row["name"]: row["digest"] for row in await call(connection, "migrations")})
+        found = compare({row["name"]: row["digest"] for row in await call(connection, "migrations")})
         if found.ahead:
             return found
         for name, text in texts("migrations"):
@@ -47,7 +47,8 @@ async def migrate(url: str) -> SchemaStatus:
         return found
 
 
-def _status(done: dict[str, str]) -> SchemaStatus:
+def compare(done: dict[str, str]) -> SchemaStatus:
+    """What this program knows beside what a database says was done (the rows of ``migrations``)."""
     known = [name for name, _ in texts("migrations")]
     applied = {name for name in done if name != "functions"}
     return SchemaStatus(

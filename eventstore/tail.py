@@ -66,7 +66,11 @@ async def follow(log: Log, hints: Hints, after: int, *, limit: int = PAGE) -> As
     """Pages of the whole log after a cursor, without end. An empty page says: caught up, waiting from here."""
     while True:
         wait = hints.next()
-        page = await log.read(after, upto=FOREVER, limit=limit)
+        try:
+            page = await log.read(after, upto=FOREVER, limit=limit)
+        except Unavailable:
+            await wait()
+            continue
         yield page
         if page:
             after = page[-1].id

@@ -76,6 +76,9 @@ class LogFiles:
 
     async def _write(self, stream: str, lines: Sequence[Line]) -> None:
         file = self._files.get(stream)
+        if file is not None and not file.untouched:
+            self._files.pop(stream).close()
+            file = None
         if file is None:
             file = await self._open(stream)
             await file.catch_up(self._log, lines[0].id - 1)  # what is missing, whoever removed it

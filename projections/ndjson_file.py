@@ -62,6 +62,13 @@ class FeedFile:
         self._file = path.open("ab", buffering=0)
         if self._file.tell() != end.size:
             self._file.truncate(end.size)
+        self._size = end.size
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is as it was left: another writer, or a person, may have changed or removed it."""
+        now = os.fstat(self._file.fileno())
+        return now.st_size == self._size and now.st_nlink > 0
 
     async def catch_up(self, log: Log, upto: int) -> None:
         """Writes what the feed has after the file's end, up to an id."""
@@ -78,6 +85,7 @@ class FeedFile:
         written = self._file.write(data)
         if written != len(data):
             raise StoreBug(reason="a log file took only a part of its lines", file=self._file.name)
+        self._size += written
         self.last_id = fresh[-1].id
 
     def close(self) -> None:

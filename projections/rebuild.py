@@ -7,7 +7,7 @@ import anyio
 
 from eventstore.clock import jitter
 from eventstore.database import call, connect, script, transaction
-from eventstore.errors import LockTimeout
+from eventstore.errors import LockTimeout, RebuildRunning
 from eventstore.statements import texts
 from projections.tables import Projection
 
@@ -19,10 +19,15 @@ Progress = Callable[[int, int], None]
 
 
 async def rebuild(url: str, projection: Projection, progress: Progress = lambda _done, _head: None) -> int:
-    """Rebuilds one projection; the id that it has reached. ``progress`` is told ids done and the head."""
+    """Rebuilds one projection; the id that it has reached. ``progress`` is told ids done and the head.
+
+    Raises RebuildRunning, or DependedOn where somebody's own view stands on a table.
+    """
     views = dict(texts("projections"))["views"]
     tables = list(projection.tables)
     async with await connect(url) as connection:
+        if not (await call(connection, "rebuild_lock"))[0]["granted"]:
+            raise RebuildRunning
         await call(connection, "rebuild_begin", tables=tables)
         done = 0
         while True:
@@ -37,7 +42,7 @@ async def rebuild(url: str, projection: Projection, progress: Progress = lambda 
                     progress(head, head)
                     return int(swapped[0]["head"])
                 except LockTimeout:  # somebody reads the live tables for long; let the appends through and try again
-                    await anyio.sleep(jitter(0.1, 0.5))
+                    await anyio.sleep(jitter(0.5, 2.0))
                     continue
             upto = min(head, done + PAGE_IDS)
             await call(connection, "rebuild_page", projection=projection.name, after=done, upto=upto)

@@ -19,6 +19,8 @@ import pytest
 from eventstore import embedded
 from eventstore.embedded import EmbeddedServer, EmbeddedServerError
 
+SYSTEM = [{"binaries": initdb.parent} for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+
 as_root = pytest.mark.usefixtures("_root")
 
 HOLDER = """
@@ -95,15 +97,10 @@ def folder() -> Iterator[Path]:
         yield made / "postgres"
 
 
-@pytest.fixture(params=["18", "16", "system"], scope="module")
+@pytest.fixture(params=[{"version": 18}, {"version": 16}, *SYSTEM], ids=str, scope="module")
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every PostgreSQL there is."""
-    if request.param != "system":
-        return {"version": int(request.param)}
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not installed:
-        pytest.skip("NO SYSTEM POSTGRESQL in /usr/lib/postgresql/*/bin: only the bundled versions are tested")
-    return {"binaries": installed[-1].parent}
+    return dict(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +143,14 @@ def running(folder: Path) -> embedded._Postmaster | None:
     return next((server for server in servers if server), None)
 
 
+def named(home: Path) -> embedded._Postmaster:
+    server = running(home)
+    assert server is not None
+    return server
+
+
 def pid(server: EmbeddedServer) -> int:
-    process = running(server._home)
-    assert process is not None
-    return process.pid
+    return named(server._home).pid
 
 
 def holder(folder: Path, options: dict[str, Any]) -> "subprocess.Popen[str]":
@@ -168,6 +169,13 @@ def is_open(process: "subprocess.Popen[str]") -> str:
 def kill(process: "subprocess.Popen[str]") -> None:
     process.kill()
     process.communicate()
+
+
+def test_the_systems_postgresql_is_tested_too() -> None:
+    """Where there is one, every test with `options` runs on it."""
+    if not SYSTEM:
+        pytest.skip("NO SYSTEM POSTGRESQL in /usr/lib/postgresql/*/bin: only the bundled versions are tested")
+    assert all((option["binaries"] / "postgres").exists() for option in SYSTEM)
 
 
 def test_data_persists_from_one_start_to_the_next(made: Path, options: dict[str, Any]) -> None:
@@ -229,8 +237,7 @@ def test_a_server_outlives_a_killed_process_and_is_adopted(made: Path, options: 
     other = holder(made, options)
     url = is_open(other)
     kill(other)
-    left = running(made)
-    assert left is not None
+    left = named(made)
     with EmbeddedServer.open(made, **options) as server:
         assert server.url == url
         assert running(made) == left
@@ -274,33 +281,38 @@ def test_a_long_path_has_a_short_socket(folder: Path) -> None:
         assert ask(server, "SELECT 1") == "1"
 
 
-def test_a_recycled_process_number_is_no_server(made_18: Path) -> None:
-    """After a reboot postmaster.pid may name any process: it is not signalled, and a server starts."""
+def test_recycled_numbers_are_no_server(made_18: Path, folder: Path) -> None:
+    """After a reboot postmaster.pid may name any process and any server's memory: neither stands in the way."""
     with EmbeddedServer.open(made_18) as server:
-        account, stale = server._account, (server._cluster / "postmaster.pid").read_text()
+        account, key = server._account, named(made_18).segment[0]
     sleeper = subprocess.Popen(["sleep", "60"], user=account.uid)
-    _, _, rest = stale.partition("\n")
-    (server._cluster / "postmaster.pid").write_text(f"{sleeper.pid}\n{rest}")
-    with EmbeddedServer.open(made_18) as server:
-        assert ask(server, "SELECT 1") == "1"
+    with EmbeddedServer.open(folder):
+        lines = [str(sleeper.pid), "", "", "", "", "", f"{key} {named(folder).segment[1]}", "ready"]
+        (made_18 / "18" / "postmaster.pid").write_text("\n".join(lines))
+        with EmbeddedServer.open(made_18) as server:
+            assert ask(server, "SELECT 1") == "1"
     assert sleeper.poll() is None
     sleeper.kill()
     sleeper.wait()
 
 
 def test_a_swept_socket_is_made_again(made_18: Path) -> None:
-    """When somebody empties /tmp, the next open restarts the server that nobody can reach."""
+    """A server that nobody has open and nobody can reach is started again; one that somebody uses is left alone."""
+    other = holder(made_18, {})
+    is_open(other)
+    shutil.rmtree(embedded._socket(made_18 / "18").parent)
+    with pytest.raises(EmbeddedServerError, match=r"its socket .* is not here"):
+        EmbeddedServer.open(made_18)
+    assert running(made_18) is not None
+    kill(other)
     with EmbeddedServer.open(made_18) as server:
-        shutil.rmtree(embedded._socket(server._cluster).parent)
-        with EmbeddedServer.open(made_18) as again:
-            assert ask(again, "SELECT 1") == "1"
+        assert ask(server, "SELECT 1") == "1"
 
 
 def test_a_removed_folder_does_not_disturb_its_successor(folder: Path) -> None:
     """Whoever still had the removed folder open, and its old server as it ends, leave the new folder's server alone."""
     left = EmbeddedServer.open(folder)
-    old, socket = running(folder), embedded._socket(left._cluster)
-    assert old is not None
+    old, socket = named(folder), embedded._socket(left._cluster)
     os.kill(old.pid, signal.SIGSTOP)  # it would notice by itself, at some time
     shutil.rmtree(folder)
     with EmbeddedServer.open(folder) as server:

@@ -77,6 +77,7 @@ BEGIN
                     END IF;
                 END IF;
                 IF outcome IS NULL AND (known.ended_id IS NOT NULL OR in_workspace[p] IS NULL
+                        OR (part_expect[p] = 0 AND known.stream IS NOT NULL)
                         OR part_expect[p] <> coalesce(known.last_control_id, 0)) THEN
                     outcome := 'conflict';
                 END IF;

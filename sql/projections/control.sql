@@ -13,7 +13,7 @@ DECLARE
     e record;
 BEGIN
     FOR e IN
-        SELECT id, stream, type, workspace, recorded_at, data::jsonb AS d FROM events
+        SELECT id, stream, type, workspace, recorded_at, data::json AS d FROM events
         WHERE id > after AND id <= upto AND NOT bulk
           AND type IN ('config.registered', 'document.stored', 'safe_mode.changed')
         ORDER BY id
@@ -46,7 +46,7 @@ DECLARE
     e record;
 BEGIN
     FOR e IN
-        SELECT id, stream, type, workspace, recorded_at, data::jsonb AS d FROM events
+        SELECT id, stream, type, workspace, recorded_at, data::json AS d FROM events
         WHERE id > after AND id <= upto AND NOT bulk AND type LIKE 'build.%'
         ORDER BY id
     LOOP
@@ -90,7 +90,7 @@ DECLARE
     e record;
 BEGIN
     FOR e IN
-        SELECT id, stream, type, workspace, recorded_at, data::jsonb AS d FROM events
+        SELECT id, stream, type, workspace, recorded_at, data::json AS d FROM events
         WHERE id > after AND id <= upto AND NOT bulk AND (type LIKE 'run.%' OR type = 'build.completed')
         ORDER BY id
     LOOP
@@ -128,7 +128,7 @@ BEGIN
         WHEN 'run.completed' THEN
             UPDATE runs SET status = e.d ->> 'status', exit_code = (e.d ->> 'exit_code')::int,
                    error_message = e.d ->> 'error_message', stop_reason = e.d ->> 'stop_reason',
-                   summary = e.d ->> 'summary', result = nullif(e.d -> 'result', 'null'::jsonb),
+                   summary = e.d ->> 'summary', result = CASE WHEN json_typeof(e.d -> 'result') <> 'null' THEN e.d -> 'result' END,
                    duration_ms = (e.d ->> 'duration_ms')::bigint, lines = (e.d ->> 'lines')::bigint,
                    bytes = (e.d ->> 'bytes')::bigint, waiting_for = NULL, worker_id = NULL,
                    finished_at = e.recorded_at, updated_at = e.recorded_at

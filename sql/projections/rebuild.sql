@@ -2,12 +2,20 @@
 
 CREATE OR REPLACE FUNCTION rebuild_begin_v1(tables text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    t text;
+    t       text;
+    granted record;
 BEGIN
     DROP SCHEMA IF EXISTS next CASCADE;
     CREATE SCHEMA next;
     FOREACH t IN ARRAY tables LOOP
         EXECUTE format('CREATE TABLE next.%I (LIKE public.%I INCLUDING ALL)', t, t);
+        FOR granted IN
+            SELECT a.privilege_type, a.grantee FROM pg_class c, aclexplode(c.relacl) AS a
+            WHERE c.oid = format('public.%I', t)::regclass AND a.grantee <> c.relowner
+        LOOP
+            EXECUTE format('GRANT %s ON next.%I TO %s', granted.privilege_type, t,
+                           CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END);
+        END LOOP;
     END LOOP;
 END $$;
 
@@ -15,6 +23,9 @@ END $$;
 CREATE OR REPLACE FUNCTION rebuild_page_v1(projection text, after bigint, upto bigint) RETURNS void LANGUAGE plpgsql
 SET search_path = next, public AS $$
 BEGIN
+    IF to_regclass(format('next.%I', projection)) IS NULL THEN  -- else it would write to the live table
+        RAISE EXCEPTION 'the rebuild of % has lost its tables', projection;
+    END IF;
     CASE projection
         WHEN 'configs' THEN PERFORM project_configs_v1(after, upto);
         WHEN 'builds' THEN PERFORM project_builds_v1(after, upto);
@@ -33,7 +44,7 @@ DECLARE
     i    record;
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);
-    SET LOCAL lock_timeout = '2s';
+    SET LOCAL lock_timeout = '100ms';  -- all appends wait for as long as we do
     SELECT coalesce(max(id), 0) INTO head FROM events;
     -- A caught-up projection keeps its checkpoint row locked while it works: taken here, the projector waits for us.
     PERFORM FROM checkpoints c WHERE c.projection = rebuild_swap_v1.projection FOR UPDATE;

@@ -18,7 +18,7 @@ FROM streams WHERE stream = %(stream)s;
 SELECT stream, last_id FROM streams WHERE stream = ANY(%(streams)s);
 
 -- control_events: the control events of some streams up to an id, in order: all that a fold needs.
-SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, data::bytea
+SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
 FROM events WHERE NOT bulk AND stream = ANY(%(streams)s) AND id <= %(upto)s ORDER BY id;
 
 -- read_log: the lines of the whole log after a cursor.

@@ -1,3 +1,6 @@
+-- read_committed: every statement of this session sees what was committed before it began.
+SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
+
 -- migrations_lock: this connection alone brings the schema forward, until its transaction ends.
 SELECT pg_advisory_xact_lock(4702111234474983746);
 

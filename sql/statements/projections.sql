@@ -4,14 +4,15 @@ SELECT reached, head FROM catch_up_v1(%(projection)s, %(most)s);
 -- checkpoint_of: how far a projection has come.
 SELECT id FROM checkpoints WHERE projection = %(projection)s;
 
--- checkpoint: a projection has come this far.
+-- checkpoint: a projection has come at least this far.
 INSERT INTO checkpoints (projection, id) VALUES (%(projection)s, %(id)s)
-ON CONFLICT (projection) DO UPDATE SET id = excluded.id;
+ON CONFLICT (projection) DO UPDATE SET id = greatest(checkpoints.id, excluded.id);
 
 -- runs_beside_builds: runs whose feed goes on after an id and has a build beside it that does too.
 SELECT r.id, r.build_id FROM runs r
 JOIN streams s ON s.stream = r.id JOIN streams b ON b.stream = r.build_id
-WHERE r.created_id <= %(after)s AND coalesce(s.ended_id, b.last_id) > %(after)s AND b.last_id > %(after)s;
+WHERE r.created_id <= %(after)s
+  AND coalesce(s.ended_id > %(after)s, true) AND coalesce(b.ended_id > %(after)s, true);
 
 -- rebuild_begin: empty tables stand in schema `next`, each like its live one.
 SELECT rebuild_begin_v1(%(tables)s::text[]);
@@ -21,3 +22,6 @@ SELECT rebuild_page_v1(%(projection)s, %(after)s, %(upto)s);
 
 -- rebuild_swap: the new tables are the live ones, at the head of the log.
 SELECT rebuild_swap_v1(%(projection)s, %(tables)s::text[], %(after)s) AS head;
+
+-- rebuild_lock: whether this session alone may rebuild, until it ends.
+SELECT pg_try_advisory_lock(4702111234474983747) AS granted;

@@ -33,8 +33,8 @@ SELECT id FROM configs WHERE workspace_id = %(workspace)s AND name = %(name)s;
 -- stream_of_event: which stream an event belongs to.
 SELECT stream FROM events WHERE id = %(id)s;
 
--- documents_by_id: what is known of some documents.
-SELECT id, workspace_id, name, size, sha256 FROM documents WHERE id = ANY(%(ids)s);
+-- documents_by_id: what is known of some documents of a workspace.
+SELECT id, name, size, sha256 FROM documents WHERE id = ANY(%(ids)s) AND workspace_id = %(workspace)s;
 
 -- config_version: the content of one version of a config.
 SELECT digest FROM config_versions WHERE config_id = %(config)s AND version = %(version)s;

@@ -1,0 +1,113 @@
+"""The HTTP app: its routes, and what stands around them."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eventstore import Appender, Database, Log
+from eventstore.clock import ulid
+from eventstore.tail import LOG, Hints
+from service.api import builds, feeds, runs, system, uploads
+from service.api.access import SameOrigin
+from service.api.deployment import Deployment
+from service.api.problems import HANDLERS
+from service.files import Files
+from service.handler import Handler
+from service.hub import Hub
+from service.settings import Settings
+from service.work.installer import python_version
+
+CONNECTIONS = 16
+
+V1 = [
+    Route("/workspaces", system.workspaces),
+    Route("/workspaces/{ws}/configs", uploads.list_configs),
+    Route("/workspaces/{ws}/configs", uploads.register_config, methods=["POST"]),
+    Route("/workspaces/{ws}/documents", uploads.list_documents),
+    Route("/workspaces/{ws}/documents", uploads.store_document, methods=["POST"]),
+    Route("/workspaces/{ws}/configs/{config}/builds", builds.ensure, methods=["POST"]),
+    Route("/workspaces/{ws}/configurations/{config}/builds", builds.ensure, methods=["POST"]),
+    Route("/workspaces/{ws}/runs", runs.listing),
+    Route("/documents/{id}", uploads.show_document),
+    Route("/documents/{id}/content", uploads.document_content),
+    Route("/configs/{config}", uploads.show_config),
+    Route("/configs/{config}/runs", runs.listing),
+    Route("/configs/{config}/runs", runs.create, methods=["POST"]),
+    Route("/builds", builds.listing),
+    Route("/builds/{id}", builds.show),
+    Route("/builds/{id}/events", feeds.build_events),
+    Route("/builds/{id}/logs", feeds.build_logs),
+    Route("/builds/{id}/logfile", feeds.build_logfile),
+    Route("/builds/{id}/cancel", builds.cancel, methods=["POST"]),
+    Route("/runs", runs.listing),
+    Route("/runs/{id}", runs.show),
+    Route("/runs/{id}/events", feeds.run_events),
+    Route("/runs/{id}/logs", feeds.run_logs),
+    Route("/runs/{id}/logfile", feeds.run_logfile),
+    Route("/runs/{id}/artifacts", runs.artifacts),
+    Route("/runs/{id}/cancel", runs.cancel, methods=["POST"]),
+    Route("/artifacts/{id}/content", runs.artifact_content),
+    Route("/events/head", system.head),
+    Route("/workers", system.workers),
+    Route("/safe-mode", system.safe_mode),
+    Route("/safe-mode", system.switch_safe_mode, methods=["POST"]),
+]
+
+ROOT = [
+    Mount("/api/v1", routes=V1),
+    Route("/health", system.health),
+    Route("/ready", system.ready),
+    Route("/", system.console),
+    Route("/console.js", system.console_script),
+]
+
+
+def create_app(settings: Settings, url: str) -> Starlette:
+    """The app of one API process, on the database at ``url``."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        files = Files.of(settings)
+        async with Database(url, connections=CONNECTIONS) as database, anyio.create_task_group() as tasks:
+            log, appender, hints = Log(database), Appender(database), Hints(database, LOG)
+            hub = Hub(log, hints)
+            identity = await log.identity()
+            for service in (appender, hints, hub):
+                await tasks.start(service.run)
+            handler = Handler(database, log, appender, files, settings, await python_version(settings.python))
+            app.state.deployment = Deployment(settings, database, log, identity.log_id, handler, hub, files)
+            yield
+            tasks.cancel_scope.cancel()
+
+    middleware = [Middleware(RequestId), Middleware(SameOrigin)]
+    return Starlette(routes=ROOT, lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
+
+
+class RequestId:
+    """Gives every answer an ``X-Request-ID``: the client's, where it is a plain one."""
+
+    _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if self._PLAIN.match(given) else ulid()
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        return await self._app(scope, receive, send_with_id)

@@ -1,0 +1,130 @@
+"""``/logfile``: the file up to its last whole line, and the log from there; the file may be stale or absent.
+
+A feed only grows, so every earlier part of it stays what it was: an ETag holds for the prefix that it named, and a
+download that broke off is continued while the run still writes.
+"""
+
+import re
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from eventstore import Feed, Log
+from projections.ndjson_file import End, end_of
+from service.errors import RangeNotSatisfiable
+
+MEDIA_TYPE = "application/x-ndjson"
+_CHUNK = 256 * 1024
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The bytes of a feed up to an event: ``file`` from disk, the rest from the log."""
+
+    log: Log
+    feed: Feed
+    upto: int
+    path: Path
+    file: End
+    size: int
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes ``start..stop``."""
+        at = 0
+        async for piece in self._pieces(start):
+            if at == 0:
+                at = min(self.file.size, start)
+            low, high = max(start - at, 0), min(stop - at, len(piece))
+            if low < high:
+                yield piece[low:high]
+            at += len(piece)
+            if at >= stop:
+                return
+
+    async def _pieces(self, start: int) -> AsyncIterator[bytes]:
+        if start < self.file.size:
+            async with await anyio.open_file(self.path, "rb") as opened:
+                await opened.seek(start)
+                left = self.file.size - start
+                while left > 0 and (piece := await opened.read(min(_CHUNK, left))):
+                    left -= len(piece)
+                    yield piece
+        after = self.file.last_id
+        while page := await self.log.read_feed(self.feed, after, upto=self.upto):
+            yield b"".join([line.line + b"\n" for line in page])
+            after = page[-1].id
+
+
+async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) -> Response:
+    """The log file of a feed as it stands at ``upto``; with ranges, or gzip where there is no range."""
+    file = await anyio.to_thread.run_sync(end_of, path)
+    if file.last_id > upto:  # the file is ahead of what this request has read: serve what the file holds
+        upto = file.last_id
+    row = await log.database.row(
+        "feed_bytes", streams=list(feed.streams), after=max(file.last_id, feed.first_id - 1), upto=upto
+    )
+    content = _Content(log, feed, upto, path, file, file.size + (row["bytes"] if row else 0))
+    headers = {
+        "ETag": f'"{feed.stream}-{upto}"',
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{feed.stream}.ndjson"',
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+    span = _span(request, feed, upto, content.size)
+    head = request.method == "HEAD"
+    if span is not None:
+        start, stop = span
+        headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{content.size}", "Content-Length": str(stop - start)}
+        body = _nothing() if head else content.read(start, stop)
+        return StreamingResponse(body, 206, headers, MEDIA_TYPE)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        headers["ETag"] = f'W/"{feed.stream}-{upto}"'
+        return StreamingResponse(_nothing() if head else _gzip(content), 200, headers, MEDIA_TYPE)
+    headers |= {"Content-Length": str(content.size), "Vary": "Accept-Encoding"}
+    body = _nothing() if head else content.read(0, content.size)
+    return StreamingResponse(body, 200, headers, MEDIA_TYPE)
+
+
+def _span(request: Request, feed: Feed, upto: int, size: int) -> tuple[int, int] | None:
+    """The part that is asked for, as ``start, stop``; None for the whole."""
+    found = _RANGE.match(request.headers.get("range", ""))
+    if found is None or found.group(1) == found.group(2) == "":
+        return None  # absent, several ranges, or another unit: the whole is a right answer
+    condition = request.headers.get("if-range")
+    if condition is not None and not _names_prefix(condition, feed, upto):
+        return None
+    first, last = found.groups()
+    if first == "":
+        start, stop = max(size - int(last), 0), size
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+    if start >= size or start >= stop:
+        raise RangeNotSatisfiable(f"The log file has {size} bytes now.", size=size)
+    return start, stop
+
+
+def _names_prefix(etag: str, feed: Feed, upto: int) -> bool:
+    named = re.fullmatch(rf'"{re.escape(feed.stream)}-(\d{{1,19}})"', etag.strip())
+    return named is not None and int(named.group(1)) <= upto
+
+
+async def _gzip(content: _Content) -> AsyncIterator[bytes]:
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    async for piece in content.read(0, content.size):
+        if packed := packer.compress(piece):
+            yield packed
+    yield packer.flush()
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""

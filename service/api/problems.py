@@ -1,0 +1,94 @@
+"""Every error as a problem document (RFC 9457): ``type``, ``title``, ``status``, ``detail``, and the facts."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pydantic
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from eventstore.errors import Unavailable
+from service import errors
+from service.errors import Refusal
+from service.work.archive import BadPackage
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+_BY_STATUS: dict[int, type[Refusal]] = {
+    400: errors.Malformed,
+    404: errors.UnknownThing,
+    405: errors.MethodNotAllowed,
+    413: errors.TooLarge,
+    415: errors.WrongMediaType,
+    416: errors.RangeNotSatisfiable,
+}
+
+
+def all_problems() -> list[type[Refusal]]:
+    """Every kind of refusal, by slug."""
+    return sorted(Refusal.__subclasses__(), key=lambda kind: kind.slug)
+
+
+def problem(refusal: Refusal) -> Response:
+    """The answer for a refusal."""
+    document: dict[str, Any] = {
+        "type": f"/problems/{refusal.slug}",
+        "title": (refusal.__doc__ or "").strip(),
+        "status": refusal.status,
+        "detail": refusal.detail,
+        **refusal.facts,
+    }
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if refusal.status in {429, 503} else None
+    return Response(orjson.dumps(document), refusal.status, headers, MEDIA_TYPE)
+
+
+def to_refusal(error: Exception) -> Refusal:
+    """What an exception means to the one who asked. Raises it again where it is a bug of ours."""
+    match error:
+        case Refusal():
+            return error
+        case BadPackage():
+            return errors.BadConfig(str(error), reason=error.slug)
+        case Unavailable():
+            return errors.TooBusy("The database cannot be reached just now; nothing was lost. Try again.")
+        case pydantic.ValidationError():
+            return invalid(error)
+        case HTTPException() if error.status_code in _BY_STATUS:
+            return _BY_STATUS[error.status_code](error.detail)
+        case _:
+            raise error
+
+
+def invalid(error: pydantic.ValidationError) -> errors.Invalid:
+    """A body that does not fit its model, with the path of every field that is wrong."""
+    found = [
+        {"path": ".".join(str(step) for step in item["loc"]), "message": item["msg"]}
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    first = found[0]
+    where = f"`{first['path']}`: " if first["path"] else ""
+    return errors.Invalid(f"{where}{first['message']}.", errors=found)
+
+
+async def handle(_request: Request, error: Exception) -> Response:
+    """The exception handler of the app, for all that is foreseen."""
+    return problem(to_refusal(error))
+
+
+async def handle_bug(_request: Request, _error: Exception) -> Response:
+    """The answer for what nobody foresaw; the server logs the exception itself."""
+    return problem(errors.InternalError("This is a bug; the server's log has its traceback under this request's id."))
+
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+HANDLERS: dict[Any, Handler] = {
+    Refusal: handle,
+    BadPackage: handle,
+    Unavailable: handle,
+    pydantic.ValidationError: handle,
+    HTTPException: handle,
+    Exception: handle_bug,
+}

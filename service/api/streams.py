@@ -1,0 +1,198 @@
+"""Feeds over HTTP: NDJSON and SSE that follow, as a small ASGI app over the hub.
+
+``send()`` does not raise when the client hangs up, so each stream races ``receive()``. A client that stops reading is
+bounded by the socket and by a timeout; it loses nothing, because it comes back with its cursor.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
+from typing import Protocol
+
+import anyio
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from eventstore import Feed, Line
+from eventstore.clock import jitter
+from service.api.request import flag
+from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
+from service.hub import Hub, Viewer
+
+KEEP_ALIVE_S = 15.0
+SEND_TIMEOUT_S = 60.0
+"""A client that takes nothing for this long is let go."""
+RETRY_MS = (1000, 5000)
+
+
+class Form(Enum):
+    """The shapes in which events are served."""
+
+    PAGE = "application/json"
+    NDJSON = "application/x-ndjson"
+    JSONL = "application/jsonl"
+    SSE = "text/event-stream"
+
+    @property
+    def frame(self) -> "Frame":
+        return SSEFrame() if self is Form.SSE else NDJSONFrame()
+
+
+class Frame(Protocol):
+    """How lines become bytes of a response."""
+
+    keep_alive: bytes
+
+    def opening(self) -> bytes: ...
+    def lines(self, page: Iterable[Line]) -> bytes: ...
+    def drained(self) -> bytes: ...
+
+
+class NDJSONFrame:
+    """A line each; an empty line keeps the connection alive."""
+
+    keep_alive = b"\n"
+
+    def opening(self) -> bytes:
+        return b""
+
+    def lines(self, page: Iterable[Line]) -> bytes:
+        return b"".join([line.line + b"\n" for line in page])
+
+    def drained(self) -> bytes:
+        return b""
+
+
+class SSEFrame:
+    """An event each, its ``id`` last: clients take an id on sight, so an event that is cut must not have shown it."""
+
+    keep_alive = b": alive\n\n"
+
+    def __init__(self, *, names: bool = True) -> None:
+        self._names = names
+
+    def opening(self) -> bytes:
+        return b"retry: %d\n: ade\n\n" % RETRY_MS[0]
+
+    def lines(self, page: Iterable[Line]) -> bytes:
+        if not self._names:
+            return b"".join([b"data: %b\nid: %d\n\n" % (line.line, line.id) for line in page])
+        return b"".join(
+            [b"event: %b\ndata: %b\nid: %d\n\n" % (line.type.encode(), line.line, line.id) for line in page]
+        )
+
+    def drained(self) -> bytes:
+        # An EventSource gives up for good on anything but 200, so it is told when to come back instead.
+        return b"retry: %d\n\n" % int(jitter(*RETRY_MS))
+
+
+def wanted_form(request: Request) -> Form:
+    """What the client asks for: by ``Accept``, then by ``stream``."""
+    for entry in request.headers.get("accept", "").split(","):
+        named = entry.split(";")[0].strip().lower()
+        if named in {Form.SSE.value, Form.NDJSON.value, Form.JSONL.value}:
+            return Form(named)
+    return Form.SSE if flag(request, "stream") else Form.PAGE
+
+
+def frame_of(request: Request, form: Form) -> Frame:
+    """The frame for a form, with the client's wish about names."""
+    names = request.query_params.get("names", "on")
+    if names not in {"on", "off"}:
+        raise Malformed("`names` must be on or off.", parameter="names")
+    return SSEFrame(names=names == "on") if form is Form.SSE else NDJSONFrame()
+
+
+async def cursor(request: Request, hub: Hub, log_id: str, form: Form) -> int:
+    """The id that the client has reached, checked against the log itself: a lagging node refuses nobody."""
+    name, text = "after_id", request.query_params.get("after_id", "0")
+    if form is Form.SSE and "last-event-id" in request.headers:
+        name, text = "Last-Event-ID", request.headers["last-event-id"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise Malformed(f"`{name}` must be the id of an event: decimal digits.", parameter=name)
+    claimed = request.query_params.get("log_id")
+    if claimed is not None and claimed != log_id:
+        raise OtherLog("The cursor comes from another log; start again from 0.", log_id=log_id)
+    after = int(text)
+    if after > 0:
+        identity = await hub.log.identity()
+        if after > identity.head:
+            raise CursorAhead(
+                f"The newest event is {identity.head}. Was the log restored? Check `log_id`.",
+                head=identity.head,
+                log_id=log_id,
+            )
+        if after < identity.oldest - 1:
+            raise CursorGone(
+                f"Events are kept from {identity.oldest} on.", oldest_id=identity.oldest, newest_id=identity.head
+            )
+    return after
+
+
+def headers(log_id: str, media_type: str) -> list[tuple[bytes, bytes]]:
+    """The headers of every stream."""
+    return [
+        (b"content-type", f"{media_type}; charset=utf-8".encode()),
+        (b"cache-control", b"no-store, no-transform"),
+        (b"x-accel-buffering", b"no"),
+        (b"ade-log-id", log_id.encode()),
+    ]
+
+
+class Stream:
+    """The response for a feed: from a cursor to its terminal event, or to the head where it does not follow."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        feed: Feed,
+        after: int,
+        form: Form,
+        frame: Frame,
+        log_id: str,
+        *,
+        follow: bool = True,
+        on_hang_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._hub, self._feed, self._after = hub, feed, after
+        self._form, self._frame, self._log_id = form, frame, log_id
+        self._follow = follow
+        self._on_hang_up = on_hang_up
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        hung_up = False
+        await send({"type": "http.response.start", "status": 200, "headers": headers(self._log_id, self._form.value)})
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                nonlocal hung_up
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                hung_up = True
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            with self._hub.view(self._feed, self._after) as viewer:
+                finished = await self._serve(viewer, send)
+            if not finished:
+                hung_up = True
+            tasks.cancel_scope.cancel()
+        if hung_up and self._on_hang_up is not None:
+            await self._on_hang_up()
+
+    async def _serve(self, viewer: Viewer, send: Send) -> bool:
+        """Sends what there is; False when the client stopped reading."""
+        body = self._frame.opening()
+        page = await viewer.next(0)
+        body += self._frame.lines(page) if page or body else self._frame.keep_alive
+        while True:
+            over = viewer.ended or (not self._follow and not page) or self._hub.draining.is_set()
+            if over and not viewer.ended and self._follow:
+                body += self._frame.drained()
+            sent = False
+            with anyio.move_on_after(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": body, "more_body": not over})
+                sent = True
+            if over or not sent:
+                return sent
+            page = await viewer.next(KEEP_ALIVE_S if self._follow else 0)
+            body = self._frame.lines(page) if page else b"" if not self._follow else self._frame.keep_alive

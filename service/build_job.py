@@ -1,0 +1,98 @@
+"""A build in a worker's hands."""
+
+import anyio
+
+from projections import events
+from projections.build import Build
+from projections.lifecycle import Phase
+from service import commands
+from service.jobs import LEASE_RAN_OUT, Job
+from service.work import builder
+from service.work.archive import BadPackage
+from service.work.builder import BuildFailed, Built
+from service.work.installer import CommandFailed, python_version
+from service.writer import Decision, patiently
+
+
+class BuildJob(Job):
+    """Makes a venv."""
+
+    async def run(self) -> None:
+        if (await self._load()).phase is Phase.WORKING:
+            await self.give_up(LEASE_RAN_OUT)
+        build = await self._load()
+        if build.phase is not Phase.QUEUED:
+            return
+        started = anyio.current_time()
+        completed = await self._build(build)
+        took_ms = int((anyio.current_time() - started) * 1000)
+        ending = completed.model_copy(update={"duration_ms": took_ms}).event()
+        await self._decide(lambda b: [ending] if b.phase is not Phase.ENDED else [])
+
+    async def give_up(self, reason: str) -> None:
+        await self._decide(lambda b: commands.lose_build(b, reason) if b.phase is Phase.WORKING else [])
+
+    async def _build(self, build: Build) -> events.BuildCompleted:
+        """Builds until it is done, has failed or is canceled: how it ended."""
+        async with anyio.create_task_group() as tasks:
+
+            async def stop_when_canceled() -> None:
+                await self._canceled.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(stop_when_canceled)
+            completed = await self._attempt(build)
+            tasks.cancel_scope.cancel()
+            return completed
+        return commands.build_completed("canceled", "canceled", summary="Canceled")
+
+    async def _attempt(self, build: Build) -> events.BuildCompleted:
+        settings = self._shop.settings
+        try:
+            python = await python_version(settings.python)
+            started = events.BuildStarted(
+                attempt=build.attempt + 1, worker_id=self._shop.worker_id, python=python
+            ).event()
+            await self._decide(lambda b: [started] if b.phase is Phase.QUEUED else [])
+            plan = await self._shop.build_plan(build)
+            built = await builder.build(plan, self._tell, timeout_s=settings.build_timeout_seconds)
+        except BuildFailed as failed:
+            return commands.build_completed(
+                "failed", failed.stop_reason, exit_code=failed.exit_code, error_message=failed.message
+            )
+        except CommandFailed as failed:
+            return commands.build_completed("failed", "failed", error_message=f"ADE_PYTHON_BIN: {failed.reason}")
+        except (BadPackage, OSError) as error:
+            return commands.build_completed("failed", "failed", error_message=f"The package cannot be read: {error}")
+        return _active(built)
+
+    async def _tell(self, fact: builder.Fact) -> None:
+        match fact:
+            case builder.StepStarted(step):
+                told = events.BuildStep(step=step, status="started")
+            case builder.StepCompleted(step, duration_ms, message):
+                told = events.BuildStep(step=step, status="completed", message=message, duration_ms=duration_ms)
+            case builder.StepFailed(step, message):
+                told = events.BuildStep(step=step, status="failed", message=message)
+            case builder.Output(step, line):
+                await self._write.lines([line], step=step)
+                return
+        await self._decide(lambda b: [told.event()] if b.phase is Phase.WORKING else [])
+
+    async def _load(self) -> Build:
+        return await patiently(lambda: self._shop.handler.build(self._stream))
+
+    async def _decide(self, decision: Decision[Build]) -> None:
+        await self._write.decide(self._shop.handler.build, decision)
+
+
+def _active(built: Built) -> events.BuildCompleted:
+    packages = [events.Package(name=p.name, version=p.version, hash=p.hash) for p in built.packages]
+    return commands.build_completed(
+        "active",
+        "completed",
+        exit_code=0,
+        summary=f"{len(packages)} packages, Python {built.python}",
+        packages=packages,
+        python=built.python,
+    )

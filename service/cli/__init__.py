@@ -1,0 +1,31 @@
+"""The command line. User verbs (configs, builds, runs) speak HTTP; operator verbs (log, db) open the database.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 cannot reach the service.
+"""
+
+import typer
+
+from service.cli import builds, configs, db, demo, log, runs, safe_mode, serve
+
+app = typer.Typer(
+    help="Runs and builds whose whole history is one append-only log.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(serve.serve)
+app.command()(serve.worker)
+app.command(hidden=True)(serve.api)
+app.command(hidden=True)(serve.projector)
+app.command()(demo.demo)
+app.add_typer(configs.app, name="configs")
+app.add_typer(builds.app, name="builds")
+app.add_typer(runs.app, name="runs")
+app.add_typer(log.app, name="log")
+app.add_typer(db.app, name="db")
+app.add_typer(safe_mode.app, name="safe-mode")
+
+
+def main() -> None:
+    """The program `ade`."""
+    app()

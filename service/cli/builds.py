@@ -1,0 +1,87 @@
+"""``ade builds``: make the venv of a config, and follow the making."""
+
+from typing import Annotated
+
+import typer
+
+from service.cli import feeds, output
+from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
+from service.cli.feeds import PAGE, LastLines, Reason
+from service.cli.output import Screen
+from service.client import Consumer
+
+app = typer.Typer(help="Builds: the venvs of configs.", no_args_is_help=True)
+
+Build = Annotated[str, typer.Argument(help="The id of a build.")]
+
+
+@app.command()
+def start(
+    config: Annotated[str, typer.Argument(help="The id or the name of a config.")],
+    workspace: Workspace = "default",
+    force: Annotated[bool, typer.Option("--force", help="A new build, even where one could be reused.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the build to its end, or only start it.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make sure that a config has a build, and follow it; exit code 0 when it is active, 1 when it failed."""
+    with connected() as client:
+        found = find_config(client, workspace, config)
+        steps = ("workspaces", found["workspace_id"], "configs", found["id"], "builds")
+        if wait:
+            consumer = Consumer.creating("/".join(steps), {"force": force}, on_pause=feeds.say_pause)
+            feeds.to_the_end(client, consumer, as_json=as_json)
+        snapshot = client.post(*steps, body={"options": {"force": force}})
+    if as_json:
+        output.json(snapshot)
+    else:
+        Screen().print(f"{snapshot['id']} is {snapshot['status']}; `ade builds tail {snapshot['id']}` follows it.")
+
+
+@app.command("list")
+def list_builds(
+    workspace: Workspace = "default",
+    status: Annotated[str | None, typer.Option(help="Only those that are queued, building, active …")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the builds of a workspace, newest first."""
+    with connected() as client:
+        found = client.listed("builds", workspace_id=workspace, status=status, limit=min(limit, PAGE))
+        columns = {
+            "ID": lambda build: build["id"],
+            "STATUS": lambda build: build["status"],
+            "CONFIG": lambda build: f"{build['config_id']} v{build['config_version']}",
+            "CREATED": lambda build: output.ago(build["created"]),
+            "TOOK": output.took,
+            "SUMMARY": lambda build: build["error_message"] or build["summary"] or "",
+        }
+        nothing = f"No builds in the workspace {workspace}; `ade builds start CONFIG` makes one."
+        feeds.listing(found, limit, columns, as_json=as_json, nothing=nothing)
+
+
+@app.command()
+def show(build: Build, as_json: AsJson = False) -> None:
+    """Show a build as it is now."""
+    feeds.show("build", build, as_json=as_json)
+
+
+@app.command()
+def logs(
+    build: Build,
+    last: Annotated[int | None, typer.Option("--tail", min=1, max=1000, help="Only the last so many lines.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the build wrote so far."""
+    feeds.logs("build", build, last, as_json=as_json)
+
+
+@app.command()
+def tail(build: Build, lines: LastLines = 10, as_json: AsJson = False) -> None:
+    """Follow a build to its end; exit code 0 when it is active, 1 when it failed."""
+    feeds.tail("build", build, lines, as_json=as_json)
+
+
+@app.command()
+def cancel(build: Build, reason: Reason = None, as_json: AsJson = False) -> None:
+    """Ask a build to stop."""
+    feeds.cancel("build", build, reason, as_json=as_json)

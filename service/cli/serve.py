@@ -1,0 +1,233 @@
+"""``ade serve`` and the processes that it keeps: API, worker, projector. Each may be killed, and is started anew.
+
+The supervisor holds the bundled PostgreSQL open for all of them, and brings the schema up to date before they start.
+"""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import anyio
+import typer
+import uvicorn
+from starlette.applications import Starlette
+
+from eventstore import Appender, Database, Leases, Log
+from eventstore.clock import jitter, token_hex
+from eventstore.embedded import EmbeddedServer, EmbeddedServerError
+from eventstore.errors import CallerMistake, EventStoreError
+from eventstore.migrations import migrate
+from eventstore.tail import LOG, WORK, Hints
+from projections.projector import Projector
+from service.api.access import is_loopback
+from service.api.app import create_app
+from service.files import Files
+from service.handler import Handler
+from service.settings import Settings
+from service.work.installer import python_version
+from service.work.process import Child, spawn
+from service.worker import Worker
+
+logger = logging.getLogger("ade")
+
+STOP_TIMEOUT_S = 10
+"""What a process may take to stop after it was told to, beyond ``ADE_DRAIN_SECONDS``."""
+HEALTHY_S = 10.0
+"""A process that ran for this long is started again at once, another one after a pause that grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """The database of a deployment. ``psql`` is the bundled server's own; None where another server is used."""
+
+    url: str
+    psql: Path | None = None
+
+
+@contextmanager
+def postgres(settings: Settings) -> Iterator[Postgres]:
+    """The database; the bundled server is kept running for as long as the block lasts.
+
+    What is wrong with the database in the block becomes a line on stderr and an exit code.
+    """
+    try:
+        if settings.database_url is not None:
+            yield Postgres(settings.database_url)
+            return
+        settings.data.mkdir(parents=True, exist_ok=True)
+        with EmbeddedServer.open(settings.data / "postgres") as server:
+            if server.notice:
+                logger.warning(server.notice)
+            yield Postgres(server.url, server.psql)
+    except (EmbeddedServerError, EventStoreError) as error:
+        logger.error("%s", error)  # noqa: TRY400 - the sentence says what to do; a traceback would hide it
+        raise typer.Exit(2 if isinstance(error, CallerMistake) else 3) from error
+
+
+def log_to_stderr(*, quiet: bool = False) -> None:
+    """Log lines for a person, on stderr."""
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
+) -> None:
+    """Run the service: API, worker and projector, with the bundled PostgreSQL where no other is given."""
+    settings = Settings()
+    host, port = host or settings.host, settings.port if port is None else port
+    log_to_stderr(quiet=quiet)
+    if not is_loopback(host):
+        logger.error("Refusing to listen on %s: there are no API keys yet, so only loopback is safe.", host)
+        raise typer.Exit(2)
+    with postgres(settings) as database:
+        anyio.run(migrate, database.url)
+        logger.info("database ready; listening on http://%s:%d", host, port)
+        env = {**settings.child_env, "ADE_DATABASE_URL": database.url, "ADE_HOST": host, "ADE_PORT": str(port)}
+        argv = [sys.executable, "-m", "service.cli"]
+        quietly = ["--quiet"] if quiet else []
+        commands = {name: [*argv, name, *quietly] for name in ("api", "worker", "projector")}
+        anyio.run(_supervise, commands, env, settings.drain_seconds + STOP_TIMEOUT_S)
+
+
+async def _supervise(commands: dict[str, list[str]], env: dict[str, str], stop_s: float) -> None:
+    children: dict[str, Child] = {}
+    async with anyio.create_task_group() as tasks:
+        for name, argv in commands.items():
+            tasks.start_soon(_keep, name, argv, env, children)
+        await _asked_to_stop()
+        logger.info("stopping")
+        tasks.cancel_scope.cancel()
+    for child in children.values():
+        child.terminate()
+    with anyio.move_on_after(stop_s) as waiting:
+        for child in children.values():
+            await child.wait()
+    if waiting.cancelled_caught:
+        for child in children.values():
+            child.kill()
+            await child.wait()
+
+
+async def _keep(name: str, argv: list[str], env: dict[str, str], children: dict[str, Child]) -> None:
+    pause_s = 0.2
+    while True:
+        started = time.monotonic()
+        children[name] = spawn(argv, env)
+        ended = await children[name].wait()
+        logger.error("%s ended (%s); starting it again", name, ended.signal or ended.code)
+        pause_s = 0.2 if time.monotonic() - started > HEALTHY_S else min(pause_s * 2, 5.0)
+        await anyio.sleep(jitter(pause_s / 2, pause_s))
+
+
+async def _asked_to_stop() -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            return
+
+
+def api(quiet: bool = False) -> None:
+    """The API process of `ade serve`."""
+    settings = Settings()
+    log_to_stderr(quiet=quiet)
+    with postgres(settings) as database:
+        app = create_app(settings, database.url)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S // 2,
+        )
+        DrainingServer(config).run()
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends the streams when it is told to stop: uvicorn by itself would wait for them without end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        app = self.config.app
+        if isinstance(app, Starlette) and hasattr(app.state, "deployment"):
+            app.state.deployment.hub.drain()
+        super().handle_exit(sig, frame)
+
+
+@dataclass(frozen=True, slots=True)
+class _Backstage:
+    """What a process without HTTP works with."""
+
+    database: Database
+    log: Log
+    hints: Hints
+
+
+@asynccontextmanager
+async def _backstage(url: str, channel: str) -> AsyncIterator[_Backstage]:
+    async with Database(url) as database, anyio.create_task_group() as tasks:
+        hints = Hints(database, channel)
+        await tasks.start(hints.run)
+        yield _Backstage(database, Log(database), hints)
+        tasks.cancel_scope.cancel()
+
+
+def worker(quiet: bool = False) -> None:
+    """Run a worker alone, for a deployment with several machines."""
+    settings = Settings()
+    log_to_stderr(quiet=quiet)
+    with postgres(settings) as database:
+        anyio.run(_work, settings, database.url)
+
+
+async def _work(settings: Settings, url: str) -> None:
+    async with _backstage(url, WORK) as back, anyio.create_task_group() as tasks:
+        appender = Appender(back.database)
+        await tasks.start(appender.run)
+        python = await python_version(settings.python)
+        handler = Handler(back.database, back.log, appender, Files.of(settings), settings, python)
+        working = Worker(back.database, appender, back.hints, handler, settings)
+        async with anyio.create_task_group() as jobs:
+            jobs.start_soon(_drain_when_asked, working, settings.drain_seconds, jobs.cancel_scope)
+            await working.run()
+            jobs.cancel_scope.cancel()
+        tasks.cancel_scope.cancel()
+
+
+async def _drain_when_asked(working: Worker, drain_s: float, everything: anyio.CancelScope) -> None:
+    await _asked_to_stop()
+    logger.info("draining: no more work is taken")
+    working.drain()
+    await anyio.sleep(drain_s)
+    everything.cancel()  # what is not done by now is handed back
+
+
+def projector(quiet: bool = False) -> None:
+    """The projector process of `ade serve`."""
+    settings = Settings()
+    log_to_stderr(quiet=quiet)
+    with postgres(settings) as database:
+        anyio.run(_project, settings, database.url)
+
+
+async def _project(settings: Settings, url: str) -> None:
+    async with _backstage(url, LOG) as back, anyio.create_task_group() as tasks:
+        leases = Leases(back.database, f"projector-{token_hex(3)}", settings.lease_seconds)
+        tasks.start_soon(Projector(back.database, back.log, back.hints, leases, Files.of(settings).logfile).run)
+        await _asked_to_stop()
+        tasks.cancel_scope.cancel()

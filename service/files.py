@@ -1,0 +1,58 @@
+"""Where things lie on disk. What has a hash lies under its hash, so that it is stored once and never changes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The folders of one deployment, shared by its API, workers and projector."""
+
+    data: Path
+    venvs: Path
+    runs: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Files":
+        return cls(settings.data, settings.venvs, settings.runs)
+
+    def config(self, digest: str) -> Path:
+        """The unpacked package of one version of a config."""
+        return self.data / "configs" / digest
+
+    def document(self, sha256: str) -> Path:
+        """The bytes of a document."""
+        return self.data / "documents" / sha256[:2] / sha256
+
+    def incoming(self) -> Path:
+        """A folder for uploads that are not complete; on the same file system as what they become."""
+        folder = self.data / "incoming"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def build(self, workspace: str, config: str, build: str) -> Path:
+        """The folder of a build: its venv, lock and wheels."""
+        return self.venvs / workspace / config / build
+
+    def cache(self) -> Path:
+        """The installer's cache, shared by all builds."""
+        return self.venvs / ".cache"
+
+    def run(self, workspace: str, run: str) -> Path:
+        """The folder of a run: its log file and artifacts."""
+        return self.runs / workspace / run
+
+    def logfile(self, workspace: str, stream: str) -> Path:
+        """``events.ndjson`` of a run or of a build."""
+        home = self.runs if stream.startswith("run_") else self.data / "builds"
+        return home / workspace / stream / "events.ndjson"
+
+    def artifact(self, workspace: str, run: str, artifact: str) -> Path:
+        """The bytes of an artifact."""
+        return self.run(workspace, run) / "artifacts" / artifact
+
+    def scratch(self, run: str) -> Path:
+        """The working folder of a run: gone when the run has ended."""
+        return self.data / "scratch" / run

@@ -1,0 +1,96 @@
+"""The settings of a deployment: one frozen model, and the only reader of the environment.
+
+Every variable is ``ADE_<FIELD>``. The unit stands last in a name. ``docs/reference/settings.md`` lists them all.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.work.installer import installer_environment
+
+SECRET_PREFIX = "ADE_SECRET_"  # noqa: S105 - the name of variables, not a secret
+SECRET_LEAST_BYTES = 6
+
+
+class Settings(BaseSettings):
+    """What an operator decides. The reason for each default stands beside it."""
+
+    model_config = SettingsConfigDict(env_prefix="ADE_", frozen=True, extra="ignore")
+
+    database_url: str | None = Field(None, description="PostgreSQL to use; without it the bundled server is started.")
+    data_dir: Path = Field(Path("data"), description="Everything that this deployment keeps on disk.")
+    venvs_dir: Path | None = Field(None, description="Where builds make their venvs; `<data>/venvs` when unset.")
+    runs_dir: Path | None = Field(None, description="Log files and artifacts of runs; `<data>/runs` when unset.")
+    url: str = Field("http://127.0.0.1:8000", description="The service that the command line talks to.")
+    host: str = Field("127.0.0.1", description="Where `ade serve` listens; only loopback while there are no keys.")
+    port: int = Field(8000, ge=0, le=65535, description="The port of `ade serve`.")
+    engine_spec: str | None = Field(
+        None, description="The engine of configs that name none: a requirement, a wheel or a local folder."
+    )
+    python_bin: Path | None = Field(
+        None, description="The Python that venvs are made of; the service's own when unset."
+    )
+    safe_mode: bool = Field(False, description="Refuses all new work, whatever was switched through the API.")
+    max_concurrency: int = Field(2, ge=1, le=1000, description="Runs and builds that one worker does at once.")
+    run_timeout_seconds: int = Field(300, ge=1, description="A run without a timeout of its own ends after this.")
+    build_timeout_seconds: int = Field(600, ge=1, description="A build ends after this.")
+    lease_seconds: int = Field(30, ge=2, description="A worker that is silent for this long has lost its work.")
+    cancel_grace_seconds: float = Field(10, ge=0, description="From SIGTERM to SIGKILL, for an engine that is stopped.")
+    drain_seconds: float = Field(20, ge=0, description="How long `ade serve` lets work end when it is asked to stop.")
+    worker_cpu_seconds: int | None = Field(None, ge=1, description="CPU time of one engine; no limit when unset.")
+    worker_mem_mb: int | None = Field(None, ge=16, description="Address space of one engine; no limit when unset.")
+    worker_fsize_mb: int | None = Field(None, ge=1, description="Largest file of one engine; no limit when unset.")
+    line_max_bytes: int = Field(16 * 2**20, ge=65536, description="More of one line of output is cut, and counted.")
+    log_max_bytes: int = Field(2**30, ge=2**20, description="More output of one run is not kept, and counted.")
+    config_max_bytes: int = Field(64 * 2**20, ge=1024, description="The largest config package that is taken in.")
+    document_max_bytes: int = Field(512 * 2**20, ge=1024, description="The largest document that is taken in.")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.cancel_grace_seconds * 2 > self.run_timeout_seconds:
+            raise ValueError("ADE_CANCEL_GRACE_SECONDS must be less than half of ADE_RUN_TIMEOUT_SECONDS")
+        return self
+
+    @cached_property
+    def data(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_dir.absolute()
+
+    @cached_property
+    def venvs(self) -> Path:
+        return (self.venvs_dir or self.data / "venvs").absolute()
+
+    @cached_property
+    def runs(self) -> Path:
+        return (self.runs_dir or self.data / "runs").absolute()
+
+    @cached_property
+    def python(self) -> Path:
+        """The interpreter that venvs are made of: never one inside a venv, which may vanish with it."""
+        return self.python_bin or Path(getattr(sys, "_base_executable", sys.executable))
+
+    @cached_property
+    def secrets(self) -> Mapping[str, str]:
+        """Secrets by the short name under which an engine gets them."""
+        return {
+            name.removeprefix(SECRET_PREFIX): value
+            for name, value in os.environ.items()
+            if name.startswith(SECRET_PREFIX)
+        }
+
+    @cached_property
+    def installer_env(self) -> Mapping[str, str]:
+        """The index, proxy and certificate variables: for the installer alone."""
+        return installer_environment(os.environ)
+
+    @cached_property
+    def child_env(self) -> Mapping[str, str]:
+        """What a process of this deployment (API, worker, projector) inherits: everything."""
+        return dict(os.environ)

@@ -1,0 +1,255 @@
+"""The supervisor of one engine: a small process between the worker and everything that the engine starts.
+
+    python -I -S supervisor.py CONTROL STDOUT STDERR     three inherited descriptors; stdin holds the command
+
+It needs Linux and the standard library, not the program's venv. It is the subreaper of its engine: whatever the engine
+starts descends from this process for ever, also after `setsid` or a double fork. So "this process has no child left" is
+the proof that nothing of the engine lives.
+
+- The command: fields that end with NUL, so that all that an exec takes can be said: working folder; CPU seconds, bytes
+  of address space, bytes of a file, uid, gid (each may be empty: none); number of arguments; arguments; NAME=value …
+- Facts, a line each: `started PID`, or `failed STEP ERRNO`; `signaled SIGNAL SURVIVORS`; `exited STATUS KILLED
+  SURVIVORS`. STATUS is the exit code or minus the signal; KILLED is what the engine's main process left behind.
+- Orders, a line each: `signal SIGNAL`, to the engine's process group; `kill`, everything.
+- At the end of file of CONTROL the worker is gone: everything is killed. So it is when the engine's main process ends.
+
+Every run waits for this to start, so it imports what is cheap: json, ctypes and signal took 7 ms of 13.
+"""
+
+import _signal as signal  # type: ignore[import-not-found]  # what signal.py wraps in enums
+import errno
+import os
+import resource
+import select
+import sys
+import time
+from _ctypes import call_function, dlopen, dlsym  # what ctypes wraps
+
+KILL_SECONDS = 5
+"""How long a kill insists. What outlives it hangs in the kernel (a dead network disk), and is counted as a survivor."""
+CPU_GRACE_SECONDS = 1
+"""From SIGXCPU, which names the reason, to the kernel's SIGKILL."""
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+
+
+def main() -> None:
+    control, stdout, stderr = map(int, sys.argv[1:])
+    for descriptor in (control, stdout, stderr):
+        pass
+    # A service manager may signal every process of a service; this one ends after its engine or its worker only.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    command = os.read(0, os.fstat(0).st_size)
+    try:
+        engine = start(command, stdout, stderr)
+    except StartError as error:
+        say(control, f"failed {error.step} {error.number}")
+        return
+    say(control, f"started {engine}")
+    Supervisor(control, engine).run()
+
+
+class StartError(Exception):
+    """The engine could not be started: the step that failed, and its error number."""
+
+    def __init__(self, step: str, number: int) -> None:
+        self.step, self.number = step, number
+
+
+def start(command: bytes, stdout: int, stderr: int) -> int:
+    """Start the engine and return its process id. From then on the two pipes are the engine's alone."""
+    supervisor = os.getpid()
+    reader, writer = os.pipe()
+    try:
+        engine = os.fork()
+    except OSError as error:
+        raise StartError("process", error.errno or 0) from error
+    if engine == 0:
+        become(command, stdout, stderr, report=writer, supervisor=supervisor)
+    for descriptor in (writer, stdout, stderr):
+        os.close(descriptor)
+    failure = os.read(reader, 64).decode()  # empty when the exec has closed the other end
+    os.close(reader)
+    if failure:
+        os.waitpid(engine, 0)
+        step, number = failure.split()
+        raise StartError(step, int(number))
+    return engine
+
+
+def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor: int) -> None:
+    """Turn into the engine, or report which step failed. Never returns."""
+    folder, cpu, memory, file, uid, gid, count, *rest = command.split(b"\0")[:-1]
+    arguments, variables = rest[: int(count)], rest[int(count) :]
+    step = "process"
+    try:
+        os.setsid()
+        os.umask(0o077)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)  # what is ignored would stay ignored in the engine
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number, descriptor in enumerate((os.open("/dev/null", os.O_RDONLY), stdout, stderr)):
+            os.dup2(descriptor, number)
+        step = "account"
+        if uid:
+            os.setgroups([])
+            os.setgid(int(gid))
+            os.setuid(int(uid))
+        prctl(PR_SET_NO_NEW_PRIVS, 1)  # or a setuid program could become one that cannot be killed
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel forgets it at a change of user
+        if os.getppid() != supervisor:
+            os._exit(127)
+        step = "folder"
+        os.chdir(folder)
+        step = "limits"
+        limit(resource.RLIMIT_CORE, b"0")
+        limit(resource.RLIMIT_FSIZE, file)
+        limit(resource.RLIMIT_CPU, cpu, grace=CPU_GRACE_SECONDS)
+        limit(resource.RLIMIT_AS, memory)
+        step = "program"
+        environment = dict(variable.split(b"=", 1) for variable in variables)
+        os.execvpe(arguments[0], arguments, environment)  # noqa: S606 - running it is what this is for
+    except OSError as error:
+        os.write(report, f"{step} {error.errno}".encode())
+    except MemoryError:
+        os.write(report, f"{step} {errno.ENOMEM}".encode())
+    finally:
+        os._exit(127)
+
+
+def limit(kind: int, value: bytes, *, grace: int = 0) -> None:
+    """Lower a limit; one that is lower already stays."""
+    if value:
+        _, most = resource.getrlimit(kind)
+        soft, hard = int(value), int(value) + grace
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(kind, (soft, hard))
+
+
+class Supervisor:
+    """What happens after the start, until nothing of the engine is left."""
+
+    def __init__(self, control: int, engine: int) -> None:
+        self.control = control
+        self.engine = engine
+        self.status: int | None = None  # of the engine's main process, once it has ended
+        self.killed: set[int] = set()
+        self.order = b""  # the beginning of one
+        self.wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # for the byte that comes with it
+        self.reap()  # what ended before there was a handler
+
+    def run(self) -> None:
+        events = select.poll()
+        events.register(self.wake, select.POLLIN)
+        events.register(self.control, select.POLLIN)
+        worker_lives = True
+        while worker_lives and self.status is None:
+            for descriptor, _ in events.poll():
+                if descriptor == self.wake:
+                    self.rest(0)
+                    self.reap()
+                else:
+                    worker_lives = self.obey()
+        survivors = self.kill()
+        status = -signal.SIGKILL if self.status is None else self.status  # None: it hangs, and will die of that
+        say(self.control, f"exited {status} {len(self.killed)} {survivors}")
+
+    def obey(self) -> bool:
+        """Follow the orders that have come. False when the worker is gone."""
+        try:
+            orders = os.read(self.control, 4096)
+        except ConnectionResetError:  # gone before it took every fact
+            return False
+        *lines, self.order = (self.order + orders).split(b"\n")
+        for line in lines:
+            match line.split():
+                case [b"kill"]:
+                    say(self.control, f"signaled {signal.SIGKILL} {self.kill()}")
+                case [b"signal", number] if self.status is None:  # afterwards its group may be another's
+                    os.killpg(self.engine, int(number))
+                    say(self.control, f"signaled {int(number)} {len(descendants())}")
+        return bool(orders)
+
+    def reap(self) -> bool:
+        """Take the status of every child that has ended, each by its own id. False when no child is left at all."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # looks, takes nothing
+            except ChildProcessError:
+                return False
+            if ended is None:
+                return True
+            _, status = os.waitpid(ended.si_pid, 0)
+            if ended.si_pid == self.engine:
+                self.status = os.waitstatus_to_exitcode(status)
+
+    def kill(self) -> int:
+        """Kill all that descends from here, until nothing does. How many survive it for `KILL_SECONDS`."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while self.reap():
+            living = descendants()
+            if time.monotonic() > deadline:
+                return len(living)
+            self.killed |= living.keys() - {self.engine}
+            # By group, since that also reaches the child that a process is forking at this moment. No group holds a
+            # process from outside: a group never spans two sessions, and the engine began its own.
+            for group in set(living.values()):
+                try:
+                    os.killpg(group, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue  # ended by itself; or it is not ours to kill, and counts as a survivor
+            self.rest(10)
+        return 0
+
+    def rest(self, milliseconds: int) -> None:
+        """Wait until a child ends, but no longer than that."""
+        wakes = select.poll()
+        wakes.register(self.wake, select.POLLIN)
+        if wakes.poll(milliseconds):
+            os.read(self.wake, 4096)
+
+
+def descendants() -> dict[int, int]:
+    """The living processes below this one, each with its process group."""
+    below: dict[int, list[tuple[int, int, bool]]] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib costs 3 ms
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - as above
+                    fields = file.read().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended since the listing
+            state, parent, group, threads = fields[0], int(fields[1]), int(fields[2]), int(fields[17])
+            # A process whose first thread has ended looks like a zombie while its other threads run on.
+            lives = state not in (b"Z", b"X") or threads > 1
+            below.setdefault(parent, []).append((int(name), group, lives))
+    living = {}
+    parents = [os.getpid()]
+    while parents:
+        for process, group, lives in below.get(parents.pop(), ()):
+            parents.append(process)
+            if lives:
+                living[process] = group
+    return living
+
+
+def say(control: int, fact: str) -> None:
+    try:  # noqa: SIM105 - contextlib costs 2 ms
+        os.write(control, f"{fact}\n".encode())
+    except BrokenPipeError:
+        pass  # the worker is gone; the next read of the control finds that
+
+
+def prctl(option: int, value: int) -> None:
+    this_program = dlopen(None, 0)  # type: ignore[arg-type]  # the stub knows files only
+    if call_function(dlsym(this_program, "prctl"), (option, value, 0, 0, 0)) != 0:
+        raise OSError(errno.EPERM, f"prctl {option}")
+
+
+if __name__ == "__main__":
+    main()

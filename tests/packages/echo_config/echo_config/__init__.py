@@ -1,0 +1,3 @@
+"""Settings for `echo_engine`."""
+
+WORDS = "words of the config"

@@ -1,0 +1,1 @@
+"""The smallest config that is its own engine."""
