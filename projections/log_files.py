@@ -1,5 +1,6 @@
 """The log files of all feeds, kept current by one reader of the log that hands each line to the files it belongs to."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import orjson
 from eventstore import Database, Feed, Line, Log
 from projections.events import TERMINAL
 from projections.ndjson_file import FeedFile
+
+logger = logging.getLogger("ade.projector")
 
 OPEN_FILES = 200
 
@@ -81,6 +84,8 @@ class LogFiles:
             file = None
         if file is None:
             file = await self._open(stream)
+            if file is None:
+                return
             await file.catch_up(self._log, lines[0].id - 1)  # what is missing, whoever removed it
             if len(self._files) >= OPEN_FILES:
                 self.close()
@@ -89,10 +94,12 @@ class LogFiles:
         if lines[-1].stream == stream and lines[-1].type in TERMINAL:
             self._files.pop(stream).close()
 
-    async def _open(self, stream: str) -> FeedFile:
+    async def _open(self, stream: str) -> FeedFile | None:
         kind = stream.split("_", 1)[0]
         row = await self._database.row(f"feed_of_{kind}", stream=stream)
         if row is None:
-            raise LookupError(f"{stream} is in the log and in no projection: run `ade log rebuild`")
+            # Nothing of ours writes such a stream. Whoever did must not stop the files of all others.
+            logger.warning("%s has lines but was never created: it gets no log file", stream)
+            return None
         feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
         return FeedFile(self._path_of(row["workspace"], stream), feed)

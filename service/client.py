@@ -57,7 +57,7 @@ class Unreachable(ClientError):
     """There is no answer from the service."""
 
     def __init__(self, url: str, reason: object) -> None:
-        super().__init__(f"No answer from {url}: {reason or type(reason).__name__}")
+        super().__init__(f"No connection to {url}: {reason or type(reason).__name__}")
         self.url = url
 
 

@@ -50,8 +50,26 @@ def reachable_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+RESET = """
+DO $$
+DECLARE t regclass;
+BEGIN
+    SET LOCAL session_replication_role = replica;  -- the log's own triggers refuse this to everybody else
+    FOR t IN SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+             AND relname NOT IN ('log', 'schema_migrations', 'checkpoints') LOOP
+        EXECUTE format('DELETE FROM %s', t);
+    END LOOP;
+    DELETE FROM checkpoints WHERE projection NOT IN ('run_logs', 'build_logs');
+    UPDATE checkpoints SET id = 0;
+    DROP SCHEMA IF EXISTS next CASCADE;
+END $$
+"""
+
+
 class Server:
     """A running PostgreSQL, and a migrated database to copy."""
+
+    _emptied: str | None = None
 
     def __init__(self, embedded: EmbeddedServer) -> None:
         self._embedded = embedded
@@ -72,6 +90,14 @@ class Server:
     def copy(self) -> str:
         """A new database with the schema; its URL."""
         return self.create(psycopg.conninfo.conninfo_to_dict(self._template)["dbname"])  # type: ignore[arg-type]
+
+    def empty(self) -> str:
+        """The one database that tests share in turn, emptied: 5 ms, where a copy takes 0.3 s; its URL."""
+        if self._emptied is None:
+            self._emptied = self.copy()
+        with psycopg.connect(self._emptied, autocommit=True) as connection:
+            connection.execute(RESET.encode())
+        return self._emptied
 
     def drop(self, url: str) -> None:
         name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
@@ -106,19 +132,15 @@ def every_server(request: pytest.FixtureRequest, server: Server) -> Iterator[Ser
 
 
 @pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    """A fresh database with the schema."""
-    fresh = server.copy()
-    yield fresh
-    server.drop(fresh)
+def url(server: Server) -> str:
+    """An empty database with the schema."""
+    return server.empty()
 
 
 @pytest.fixture
-def every_url(every_server: Server) -> Iterator[str]:
-    """A fresh database with the schema, on every PostgreSQL."""
-    fresh = every_server.copy()
-    yield fresh
-    every_server.drop(fresh)
+def every_url(every_server: Server) -> str:
+    """An empty database with the schema, on every PostgreSQL."""
+    return every_server.empty()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import psycopg
 from psycopg.rows import dict_row
 
 from eventstore import Append, Appended, Feed, Line, NewEvent, Part, encode
-from eventstore.log import FOREVER
 from projections import events
 from tests.conftest import Store
 
@@ -116,4 +115,7 @@ async def feed_bytes(store: Store, stream: str) -> bytes:
     row = await store.database.row(f"feed_of_{stream.split('_', maxsplit=1)[0]}", stream=stream)
     assert row is not None
     feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
-    return b"".join([one.line + b"\n" for one in await store.log.read_feed(feed, 0, upto=FOREVER)])
+    lines: list[Line] = []
+    while page := await store.log.read_feed(feed, lines[-1].id if lines else 0):
+        lines += page
+    return b"".join([one.line + b"\n" for one in lines])

@@ -19,7 +19,9 @@ import pytest
 from eventstore import embedded
 from eventstore.embedded import EmbeddedServer, EmbeddedServerError
 
-SYSTEM = [{"binaries": initdb.parent} for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+BUNDLED = [pytest.param({"version": version}, id=str(version)) for version in embedded.BUNDLED]
+INSTALLED = [initdb.parent for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+SYSTEM = [pytest.param({"binaries": binaries}, id=f"system-{binaries.parent.name}") for binaries in INSTALLED]
 
 as_root = pytest.mark.usefixtures("_root")
 
@@ -97,7 +99,7 @@ def folder() -> Iterator[Path]:
         yield made / "postgres"
 
 
-@pytest.fixture(params=[{"version": 18}, {"version": 16}, *SYSTEM], ids=str, scope="module")
+@pytest.fixture(params=[*BUNDLED, *SYSTEM], scope="module")
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every PostgreSQL there is."""
     return dict(request.param)
@@ -173,9 +175,9 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def test_the_systems_postgresql_is_tested_too() -> None:
     """Where there is one, every test with `options` runs on it."""
-    if not SYSTEM:
+    if not INSTALLED:
         pytest.skip("NO SYSTEM POSTGRESQL in /usr/lib/postgresql/*/bin: only the bundled versions are tested")
-    assert all((option["binaries"] / "postgres").exists() for option in SYSTEM)
+    assert all((binaries / "postgres").exists() for binaries in INSTALLED)
 
 
 def test_data_persists_from_one_start_to_the_next(made: Path, options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
@@ -163,12 +163,12 @@ class Standing:
         self._where = text
         return True
 
-    def __rich__(self) -> Spinner:
-        age = output.elapsed(int(now() - self._since)).replace(".00", "")
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         lines = f"  {self._lines} lines: {self._last}" if self._lines else ""
-        shown = Text(output.clean(f"{self._id}  {age}  {self._where}{lines}"), overflow="ellipsis", no_wrap=True)
+        shown = Text(output.clean(f"{self._id}  {output.elapsed(now() - self._since)}  {self._where}{lines}"))
+        shown.truncate(options.max_width - 2, overflow="ellipsis")
         self._spinner.update(text=shown)
-        return self._spinner
+        yield self._spinner
 
 
 @app.command()

@@ -80,6 +80,7 @@ def log_to_stderr(*, quiet: bool = False) -> None:
         stream=sys.stderr,
         force=True,
     )
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every query that we cancel on purpose
 
 
 def serve(

@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 def main() -> None:
     control, stdout, stderr = map(int, sys.argv[1:])
     for descriptor in (control, stdout, stderr):
-        pass
+        os.set_inheritable(descriptor, False)
     # A service manager may signal every process of a service; this one ends after its engine or its worker only.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -154,7 +154,7 @@ class Supervisor:
                     self.rest(0)
                     self.reap()
                 else:
-                    worker_lives = self.obey()
+                    self.obey()
         survivors = self.kill()
         status = -signal.SIGKILL if self.status is None else self.status  # None: it hangs, and will die of that
         say(self.control, f"exited {status} {len(self.killed)} {survivors}")

@@ -70,14 +70,15 @@ BEGIN
                     SELECT * INTO lease FROM leases l WHERE l.stream = part_stream[p];
                     IF lease.token IS DISTINCT FROM part_token[p] THEN
                         outcome := 'fenced';
-                    ELSIF part_position[p] < lease.position THEN
+                    ELSIF part_position[p] < coalesce(known.position, 0) THEN
                         outcome := 'duplicate';
-                    ELSIF part_position[p] > lease.position THEN
+                    ELSIF part_position[p] > coalesce(known.position, 0) THEN
                         outcome := 'conflict';  -- what should come before it has not landed
                     END IF;
                 END IF;
                 IF outcome IS NULL AND (known.ended_id IS NOT NULL OR in_workspace[p] IS NULL
                         OR (part_expect[p] = 0 AND known.stream IS NOT NULL)
+                        OR (part_events[p] = 0 AND known.stream IS NULL)  -- there is nothing to claim
                         OR part_expect[p] <> coalesce(known.last_control_id, 0)) THEN
                     outcome := 'conflict';
                 END IF;
@@ -101,14 +102,13 @@ BEGIN
                     INSERT INTO streams AS s VALUES (
                         part_stream[p], in_workspace[p], head + 1, last_id, in_seq[p] + part_events[p],
                         CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END,
-                        CASE WHEN part_ends[p] THEN last_id END, part_bytes[p])
+                        CASE WHEN part_ends[p] THEN last_id END, part_bytes[p],
+                        coalesce(part_position[p] + part_events[p], 0))
                     ON CONFLICT ON CONSTRAINT streams_pkey DO UPDATE SET
                         last_id = excluded.last_id, last_seq = excluded.last_seq, ended_id = excluded.ended_id,
                         last_control_id = greatest(s.last_control_id, excluded.last_control_id),
-                        bytes = s.bytes + excluded.bytes;
-                    IF part_position[p] IS NOT NULL THEN
-                        UPDATE leases l SET position = part_position[p] + part_events[p] WHERE l.stream = part_stream[p];
-                    END IF;
+                        bytes = s.bytes + excluded.bytes,
+                        position = CASE WHEN part_position[p] IS NULL THEN s.position ELSE excluded.position END;
                 END IF;
                 head := last_id;
                 at_event := at_event + part_events[p];

@@ -32,7 +32,9 @@ CREATE TABLE streams (
     last_seq        bigint NOT NULL,
     last_control_id bigint NOT NULL,
     ended_id        bigint,
-    bytes           bigint NOT NULL
+    bytes           bigint NOT NULL,
+    position        bigint NOT NULL  -- bulk events appended under the newest lease; not in leases, where it would be
+                                     -- locked by appends and renewals in different orders
 ) WITH (fillfactor = 50); -- updated by every append: room on the page keeps the update off the index
 COMMENT ON TABLE streams IS 'Where each stream begins, stands and ends: bounds every read, answers every expectation.';
 
@@ -40,12 +42,11 @@ CREATE TABLE leases (
     stream       text        PRIMARY KEY,
     token        bigint      NOT NULL,
     holder       text,
-    position     bigint      NOT NULL DEFAULT 0,
     taken_at     timestamptz NOT NULL,
     heartbeat_at timestamptz NOT NULL,
     expires_at   timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE leases IS 'Who may write a run or a build. The token only grows; position counts the bulk events appended under it.';
+COMMENT ON TABLE leases IS 'Who may write a run or a build. The token only grows.';
 
 CREATE TABLE append_keys (
     key         text        PRIMARY KEY,

@@ -1,0 +1,216 @@
+"""The lives of runs and builds: every move that is allowed, in a real log, with its tables against the folds."""
+
+import json
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pydantic
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from psycopg.rows import dict_row
+
+from eventstore import Event, NewEvent
+from eventstore.clock import ulid
+from projections import build as builds
+from projections import events
+from projections import run as runs
+from projections.lifecycle import BUILD, RUN, ImpossibleMove, Moves, Phase, move
+from tests.conftest import Server, Store, open_store
+from tests.histories import golden, line, tell
+
+KINDS: dict[str, Moves] = {"run": RUN, "build": BUILD}
+SAMPLES = {example.type: example.data for example in golden()}
+"""A payload for every event that there is."""
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NUMBER = st.integers(0, 2**31 - 1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+PLAIN: dict[Any, st.SearchStrategy[Any]] = {str: TEXT, int: NUMBER, type(None): st.none(), Any: JSON}
+
+
+def values(annotation: Any) -> st.SearchStrategy[Any]:
+    """Any value that a member of this type can have."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in PLAIN:
+        return PLAIN[annotation]
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
+    if origin is types.UnionType:
+        return st.one_of(*map(values, arguments))
+    if origin is list:
+        return st.lists(values(arguments[0]), max_size=2)
+    if origin is dict:
+        return st.dictionaries(TEXT, values(arguments[1]), max_size=2)
+    assert issubclass(annotation, pydantic.BaseModel)
+    return payloads(annotation)
+
+
+def payloads(model: type[Any], **known: Any) -> st.SearchStrategy[Any]:
+    """Any payload of this event, with some members given."""
+    members = {name: values(field.annotation) for name, field in model.model_fields.items() if name not in known}
+    return st.fixed_dictionaries(members).map(lambda made: model(**made, **known))
+
+
+def test_every_control_event_is_a_move_and_every_move_an_event() -> None:
+    """The two tables and the vocabulary name the same events; lines of output are in neither table."""
+    for kind, moves in KINDS.items():
+        named = {name for allowed in moves.values() for name in allowed}
+        assert named == {name for name, model in events.registry.items() if name.startswith(kind) and not model.bulk}
+        ending = {name for allowed in moves.values() for name, after in allowed.items() if after is Phase.ENDED}
+        assert ending == {name for name in named if events.registry[name].ends}
+        assert moves[Phase.ENDED] == {}
+
+
+def test_the_golden_log_is_a_history_that_the_lifecycles_allow() -> None:
+    """Every golden stream of a run or build begins, moves and ends as its table says."""
+    phases: dict[str, Phase] = {}
+    for example in golden():
+        kind, before = example.stream.split("_")[0], phases.get(example.stream, Phase.NONE)
+        if kind in KINDS and not example.event.bulk:
+            phases[example.stream] = move(KINDS[kind], before, example.type, example.data)
+    assert len(phases) == 8
+    assert set(phases.values()) == {Phase.ENDED}
+
+
+@dataclass(frozen=True)
+class World:
+    """A log that a test without a loop can write to, and its tables."""
+
+    portal: BlockingPortal
+    store: Store
+    connection: psycopg.Connection[dict[str, Any]]
+
+
+@pytest.fixture
+def world(url: str) -> Iterator[World]:
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(asynccontextmanager(open_store)(url)) as store,
+        psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection,
+    ):
+        yield World(portal, store, connection)
+
+
+class Lives(RuleBasedStateMachine):
+    """Runs and builds that live beside each other, by allowed moves only; every other move is seen to be refused."""
+
+    world: World
+    reached: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases: dict[str, Phase] = {}
+        self.build_of: dict[str, str | None] = {}
+
+    @rule(data=st.data())
+    def create_build(self, data: st.DataObject) -> None:
+        self.move(f"build_{ulid()}", "build.created", data)
+
+    @rule(data=st.data())
+    def create_run(self, data: st.DataObject) -> None:
+        run_id = f"run_{ulid()}"
+        self.build_of[run_id] = data.draw(st.sampled_from([None, *(s for s in self.phases if s.startswith("build_"))]))
+        self.move(run_id, "run.created", data, build_id=self.build_of[run_id])
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def make_a_move(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.open))
+        allowed = KINDS[stream.split("_")[0]][self.phases[stream]]
+        self.move(stream, data.draw(st.sampled_from(sorted(allowed))), data)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), name=st.sampled_from(["run.log", "engine.run.completed", "engine.run.lost"]))
+    def write_a_line(self, data: st.DataObject, name: str) -> None:
+        """Output is no move, whatever it is called."""
+        stream = data.draw(st.sampled_from(self.open))
+        self.tell(stream, NewEvent(name, line(stream, "status: succeeded").data, bulk=True))
+
+    @property
+    def open(self) -> list[str]:
+        return [stream for stream, phase in self.phases.items() if phase is not Phase.ENDED]
+
+    def move(self, stream: str, name: str, data: st.DataObject, **known: Any) -> None:
+        payload = data.draw(payloads(events.registry[name], **known))
+        after = KINDS[stream.split("_")[0]][self.phases.get(stream, Phase.NONE)][name]
+        self.phases[stream] = Phase.QUEUED if getattr(payload, "next", None) == "retry" else after
+        self.reached[name] += 1
+        self.tell(stream, payload.event())
+
+    def tell(self, stream: str, event: NewEvent) -> None:
+        self.world.portal.call(tell, self.world.store, stream, event)
+        for run_id, build_id in self.build_of.items():
+            if stream in {run_id, build_id}:
+                beside = () if build_id is None else (build_id,)
+                self.check(run_id, "runs", runs.fold(run_id, self.log_of(run_id, *beside)))
+        if stream.startswith("build_"):
+            self.check(stream, "builds", builds.fold(stream, self.log_of(stream)))
+
+    def log_of(self, *streams: str) -> list[Event]:
+        return self.world.portal.call(self.world.store.log.control_events, *streams)
+
+    def check(self, stream: str, table: str, state: runs.Run | builds.Build) -> None:
+        """The row says what the fold says, and no other move than the table's can be made from here."""
+        assert state.phase is self.phases[stream]
+        row = self.world.connection.execute(f"SELECT * FROM {table} WHERE id = %s".encode(), [stream]).fetchone()
+        assert row is not None
+        folded = {name: getattr(state, name) for name in row}
+        assert written(row) == written(folded)
+        for name, value in row.items():
+            self.reached[f"{table}.{name} {'is null' if value is None else 'has a value'}"] += 1
+        self.reached[f"{table} {state.status}"] += 1
+        if isinstance(state, runs.Run):
+            self.reached[f"waiting for {state.waiting_for}"] += 1
+        for name in SAMPLES.keys() - KINDS[stream.split("_")[0]][state.phase].keys():
+            with pytest.raises(ImpossibleMove):
+                refused(state, name)
+
+
+def refused(state: runs.Run | builds.Build, name: str) -> None:
+    event = Event(state.control_id + 1, state.id, 1, "", name, 0.0, SAMPLES[name])
+    if isinstance(state, runs.Run):
+        runs.apply(state, event)
+    else:
+        builds.apply(state, event)
+
+
+def written(members: dict[str, Any]) -> dict[str, str]:
+    """Values as text, so that 1, 1.0 and true are three; times as the folds have them."""
+    plain = {name: value.timestamp() if isinstance(value, datetime) else value for name, value in members.items()}
+    return {name: json.dumps(value, sort_keys=True) for name, value in plain.items()}
+
+
+def test_the_tables_say_what_the_folds_say(world: World) -> None:
+    """After every move of every life: row by row, field by field, with every event and every state reached."""
+    bound = type("BoundLives", (Lives,), {"world": world, "reached": Counter()})
+    run_state_machine_as_test(
+        bound,
+        settings=settings(
+            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    print(sorted(bound.reached.items(), key=lambda x: x[1]))
+    states = {f"runs {status}" for status in ("queued", "running", "succeeded", "failed", "canceled")}
+    states |= {f"builds {status}" for status in ("queued", "building", "active", "failed", "canceled")}
+    states |= {f"waiting for {what}" for what in ("build", "worker", "safe_mode", None)}
+    moves = {name for name, model in events.registry.items() if name.startswith(tuple(KINDS)) and not model.bulk}
+    assert moves | states <= bound.reached.keys()
+    assert {name.removesuffix("has a value") for name in bound.reached if name.endswith("has a value")}
+
+
+def test_the_folds_have_every_column() -> None:
+    pass
