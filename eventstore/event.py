@@ -32,6 +32,9 @@ _SUSPECT = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]|\\u0000")
 def encode(payload: Mapping[str, Any]) -> bytes:
     """The payload as JSON that stays on one line for every line reader and holds no NUL (PostgreSQL refuses it)."""
     text = orjson.dumps(payload)
+    # Almost every line is let through by the quick questions; the search alone takes 2 µs.
+    if text.isascii() and (b"\\" not in text or b"\\u0000" not in text):
+        return text
     if _SUSPECT.search(text) is None:
         return text
     if b"\\u0000" in text:

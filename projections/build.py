@@ -83,7 +83,7 @@ def apply(build: Build, event: Event) -> Build:
             return replace(
                 build,
                 worker_id=None,
-                python=data["python"] or build.python,
+                python=build.python if data["python"] is None else data["python"],
                 finished_at=event.recorded_at,
                 **{name: data[name] for name in ended},
             )

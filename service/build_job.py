@@ -25,6 +25,8 @@ class BuildJob(Job):
             return
         started = anyio.current_time()
         completed = await self._build(build)
+        if completed is None:
+            return
         took_ms = int((anyio.current_time() - started) * 1000)
         ending = completed.model_copy(update={"duration_ms": took_ms}).event()
         await self._decide(lambda b: [ending] if b.phase is not Phase.ENDED else [])
@@ -32,8 +34,8 @@ class BuildJob(Job):
     async def give_up(self, reason: str) -> None:
         await self._decide(lambda b: commands.lose_build(b, reason) if b.phase is Phase.WORKING else [])
 
-    async def _build(self, build: Build) -> events.BuildCompleted:
-        """Builds until it is done, has failed or is canceled: how it ended."""
+    async def _build(self, build: Build) -> events.BuildCompleted | None:
+        """Builds until it is done, has failed or is canceled: how it ended; None where it was ended before."""
         async with anyio.create_task_group() as tasks:
 
             async def stop_when_canceled() -> None:
@@ -46,7 +48,7 @@ class BuildJob(Job):
             return completed
         return commands.build_completed("canceled", "canceled", summary="Canceled")
 
-    async def _attempt(self, build: Build) -> events.BuildCompleted:
+    async def _attempt(self, build: Build) -> events.BuildCompleted | None:
         settings = self._shop.settings
         try:
             python = await python_version(settings.python)
@@ -54,6 +56,8 @@ class BuildJob(Job):
                 attempt=build.attempt + 1, worker_id=self._shop.worker_id, python=python
             ).event()
             await self._decide(lambda b: [started] if b.phase is Phase.QUEUED else [])
+            if (await self._load()).phase is not Phase.WORKING:  # canceled in between
+                return None
             plan = await self._shop.build_plan(build)
             built = await builder.build(plan, self._tell, timeout_s=settings.build_timeout_seconds)
         except BuildFailed as failed:
@@ -92,7 +96,7 @@ def _active(built: Built) -> events.BuildCompleted:
         "active",
         "completed",
         exit_code=0,
-        summary=f"{len(packages)} packages, Python {built.python}",
+        summary=f"{len(packages)} {'package' if len(packages) == 1 else 'packages'}, Python {built.python}",
         packages=packages,
         python=built.python,
     )

@@ -13,12 +13,14 @@ connection. For those who write the same in another language, this is the whole 
    its ``id`` is larger than ``after_id``, which it becomes; its ``seq`` is one more than that of the event before it
    from the same stream (``run_id`` or ``build_id``, as ``object`` says), and 1 for the first one of the run itself.
    Anything else is a history with a hole in it: stop, and say so.
-5. ``run.completed`` (``build.completed`` for a build) of the stream that you follow is the end.
+5. ``run.completed`` (``build.completed`` for a build) of the stream that you follow is the end; nothing comes after it.
 6. A connection that breaks, is silent for three keep-alives, ends early, or answers 429 or 5xx is a pause: wait
    (``Retry-After``, else longer each time, by a random part less) and go on at 2. Other answers are for people:
    404 unknown, 409 ``after_id`` is ahead of the log or of another log, 410 older than what is kept.
-7. A connection that ends early without a single event may mean that the end lay behind ``after_id`` already: then the
-   snapshot (``GET /api/v1/runs/<id>``) has ``finished``, and a ``last_event_id`` that is not after yours.
+7. A connection that ends early may also mean that the end lay behind ``after_id`` when you began: then the snapshot
+   (``GET /api/v1/runs/<id>``) has ``finished``, and a ``last_event_id`` that is not after yours.
+
+Who stops and comes back later keeps ``after_id`` and the log's id.
 
 To create and follow in one request, ``POST`` with ``{"stream": true}`` and an ``Idempotency-Key``: send the same again
 until the first line is there, which names the stream; from then on it is the algorithm above.
@@ -111,7 +113,7 @@ def check(response: httpx.Response) -> None:
     if response.is_success:
         return
     retry_after = response.headers.get("retry-after", "")
-    retry_after_s = min(float(retry_after), LONGEST_PAUSE_S) if retry_after.isdigit() else 0.0
+    retry_after_s = min(float(retry_after), LONGEST_PAUSE_S) if retry_after.isdecimal() else 0.0
     try:
         problem = {**orjson.loads(response.content), "status": response.status_code}
     except (orjson.JSONDecodeError, TypeError):  # not one of ours: a proxy's page, say
@@ -170,14 +172,19 @@ class Consumer:
     """What a consumer remembers from one connection to the next, and what it proves. It does no I/O: it is told."""
 
     def __init__(
-        self, stream: str, after_id: int = 0, *, on_pause: Callable[[ClientError, float], None] | None = None
+        self,
+        stream: str,
+        after_id: int = 0,
+        *,
+        log_id: str | None = None,
+        on_pause: Callable[[ClientError, float], None] | None = None,
     ) -> None:
         self.stream = stream
         self.after_id = after_id
+        self.log_id = log_id
         self.ended = False
         self._on_pause = on_pause
         self._creation: dict[str, Any] | None = None
-        self._log_id: str | None = None
         self._seqs = {stream: 0} if after_id == 0 else {}
         self._lines = Lines()
         self._pauses = 0
@@ -206,15 +213,15 @@ class Consumer:
         if self._creation is not None:
             return {**self._creation, "timeout": timeout}
         params: dict[str, Any] = {"stream": "true", "after_id": self.after_id}
-        if self._log_id is not None:
-            params["log_id"] = self._log_id
+        if self.log_id is not None:
+            params["log_id"] = self.log_id
         url, headers = f"{_path(self.steps)}/events", {"Accept": NDJSON}
         return {"method": "GET", "url": url, "params": params, "headers": headers, "timeout": timeout}
 
     def answered(self, response: httpx.Response) -> None:
         """An answer has begun. Raises ProblemError for one that is no stream."""
         check(response)
-        self._log_id = response.headers.get("ade-log-id", self._log_id)
+        self.log_id = response.headers.get("ade-log-id", self.log_id)
 
     def take(self, chunk: bytes) -> Iterator[Event]:
         """The events that are whole now, each proven to be the next one."""
@@ -230,6 +237,8 @@ class Consumer:
     def _prove(self, event: Event) -> None:
         if not self.stream:
             self.stream, self._creation, self._seqs = event.stream, None, {event.stream: 0}
+        if self.ended:
+            raise HistoryBroken(f"Event {event.id} came after the end.")
         if event.id <= self.after_id:
             raise HistoryBroken(f"Event {event.id} came after event {self.after_id}.")
         before = self._seqs.get(event.stream, event.seq - 1)
@@ -273,7 +282,9 @@ def follow(http: httpx.Client, consumer: Consumer) -> Iterator[Event]:
                 consumer.answered(response)
                 for chunk in response.iter_bytes():
                     yield from consumer.take(chunk)
-            if consumer.stream and not consumer.ended:
+                    if consumer.ended:
+                        return
+            if consumer.stream:
                 consumer.compare(http.get(_path(consumer.steps)))
         except httpx.TransportError as error:
             failure = Unreachable(str(http.base_url), error)
@@ -295,7 +306,9 @@ async def follow_async(http: httpx.AsyncClient, consumer: Consumer) -> AsyncIter
                 async for chunk in response.aiter_bytes():
                     for event in consumer.take(chunk):
                         yield event
-            if consumer.stream and not consumer.ended:
+                    if consumer.ended:
+                        return
+            if consumer.stream:
                 consumer.compare(await http.get(_path(consumer.steps)))
         except httpx.TransportError as error:
             failure = Unreachable(str(http.base_url), error)

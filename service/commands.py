@@ -25,6 +25,7 @@ BUILD_ATTEMPTS = 3
 SAFE_MODE = "Safe mode is on: no new work is taken."
 
 Argument = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
+Identity = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataName = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -34,7 +35,9 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    document_ids: list[str] = Field([], max_length=1000, description="Input documents, in the order of `{inputs}`.")
+    document_ids: list[Identity] = Field(
+        [], max_length=1000, description="Input documents, in the order of `{inputs}`."
+    )
     engine_args: list[Argument] = Field([], max_length=1000, description="Appended to the config's command.")
     dry_run: bool = Field(False, description="Everything but the engine.")
     validate_only: bool = Field(False, description="The config's validate command in place of its command.")
@@ -93,16 +96,15 @@ def bind(
 
     A new one *claims* the config, so that of two decisions over the same builds only one lands.
     """
-    open_build = next(
-        (b for b in known if b.status in {"queued", "building"} and b.fingerprint == wanted.fingerprint), None
-    )
-    if open_build is not None:
-        return Binding(open_build.id, active=False, how="joined")
-    if not force:
-        active = next((b for b in known if b.status == "active" and b.fingerprint == wanted.fingerprint), None)
-        if active is not None:
-            return Binding(active.id, active=True, how="reused")
-    created = _build_created(config, wanted, "forced" if force else "changed" if known else "missing")
+    same = [build for build in known if build.fingerprint == wanted.fingerprint]
+    active = next((build for build in same if build.status == "active"), None)
+    if active is not None and not force:
+        return Binding(active.id, active=True, how="reused")
+    in_progress = next((build for build in same if build.status in {"queued", "building"}), None)
+    if in_progress is not None:
+        return Binding(in_progress.id, active=False, how="joined")
+    changed = bool(known) and known[0].fingerprint != wanted.fingerprint
+    created = _build_created(config, wanted, "forced" if force else "changed" if changed else "missing")
     parts = (
         Part(config.id, (), expect=config_control_id),
         Part(wanted.id, (created.event(),), workspace=config.workspace_id, expect=NEW),
@@ -205,7 +207,7 @@ def cancel_run(run: Run, asked: Cancel) -> Sequence[NewEvent]:
         case Phase.WORKING:
             return [] if run.cancel_requested_at else [request]
         case _:
-            raise AlreadyEnded(f"The run {run.status} already.", run_id=run.id, run_status=run.status)
+            raise AlreadyEnded(f"The run has ended already: {run.status}.", run_id=run.id, run_status=run.status)
 
 
 def cancel_build(build: Build, asked: Cancel) -> Sequence[NewEvent]:
@@ -218,8 +220,9 @@ def cancel_build(build: Build, asked: Cancel) -> Sequence[NewEvent]:
         case Phase.WORKING:
             return [] if build.cancel_requested_at else [request]
         case _:
-            ended = "is active" if build.status == "active" else build.status
-            raise AlreadyEnded(f"The build {ended} already.", build_id=build.id, build_status=build.status)
+            raise AlreadyEnded(
+                f"The build has ended already: {build.status}.", build_id=build.id, build_status=build.status
+            )
 
 
 def lose_run(run: Run, reason: str) -> Sequence[NewEvent]:

@@ -1,5 +1,6 @@
 """The account that engines run under when the service is root: another one than PostgreSQL's, and not root's."""
 
+import os
 import pwd
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class EngineAccount:
         known = {user.pw_name for user in pwd.getpwall()}
         account = unprivileged_account(next((name for name in SYSTEM_ACCOUNTS if name in known), None))
         if account is None:
-            return cls(None)
+            alone = "Engines run as root: this machine has no other account for them." if os.geteuid() == 0 else None
+            return cls(None, alone)
         for path in (settings.python, settings.data, settings.venvs):
             if not reaches(account, path):
                 return cls(

@@ -18,6 +18,13 @@ class Files:
     def of(cls, settings: Settings) -> "Files":
         return cls(settings.data, settings.venvs, settings.runs)
 
+    def make(self) -> None:
+        """The folders exist: those that an engine's account must enter are open to it, all others to us alone."""
+        for folder in (self.data, self.venvs, self.data / "configs", self.data / "scratch"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.runs, self.data / "builds", self.data / "documents", self.data / "incoming"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def config(self, digest: str) -> Path:
         """The unpacked package of one version of a config."""
         return self.data / "configs" / digest
@@ -28,9 +35,7 @@ class Files:
 
     def incoming(self) -> Path:
         """A folder for uploads that are not complete; on the same file system as what they become."""
-        folder = self.data / "incoming"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
+        return self.data / "incoming"
 
     def build(self, workspace: str, config: str, build: str) -> Path:
         """The folder of a build: its venv, lock and wheels."""

@@ -30,6 +30,7 @@ TRIES = 20
 """How often a decision is made anew before the caller is told to come back: each lost race means that another won."""
 
 SYSTEM = "system_log"
+OTHER_REQUEST = "This Idempotency-Key stands for another request."
 
 State = TypeVar("State", runs.Run, builds.Build)
 
@@ -209,6 +210,10 @@ class Handler:
         for _ in range(TRIES):
             row = await self.database.row("config_named", workspace=workspace, name=name)
             config_id = row["id"] if row else _config_id(workspace, name)
+            kept = await self._kept(request)
+            if kept is not None:
+                first = configs.fold(config_id, await self.log.control_events(config_id, upto=kept.last_id))
+                return Created(config_id, "updated" if first.version > 1 else "created", kept.last_id)
             stream = await self.log.stream(config_id)
             config = configs.fold(config_id, await self.log.control_events(config_id))
             if config.digest == digest:
@@ -223,7 +228,7 @@ class Handler:
             expect = stream.last_control_id if stream else NEW
             part = Part(config_id, (registered.event(),), workspace=workspace, expect=expect)
             try:
-                appended = await self.appender.append(Append((part,)))
+                appended = await self._append((part,), request)
             except Conflict:
                 continue
             return Created(config_id, "updated" if config.version else "created", appended.last_id)
@@ -272,6 +277,9 @@ class Handler:
         self, decide: Callable[[], Awaitable[tuple[tuple[Part, ...], str]]], request: Request
     ) -> tuple[Appended, str]:
         for _ in range(TRIES):
+            kept = await self._kept(request)
+            if kept is not None:  # before the decision: what it rested on has moved since the first time
+                return kept, "created"
             parts, how = await decide()
             if not parts:
                 return Appended(0, 0), how
@@ -281,13 +289,22 @@ class Handler:
                 continue
         raise TooBusy("Others keep changing this config; try again.")
 
+    async def _kept(self, request: Request) -> Appended | None:
+        """What this idempotency key has done already."""
+        row = None if request.key is None else await self.database.row("append_key", key=request.key)
+        if row is None:
+            return None
+        if row["digest"] != request.digest:
+            raise KeyReuse(OTHER_REQUEST)
+        return Appended(row["first_id"], row["last_id"], duplicate=True)
+
     async def _append(self, parts: tuple[Part, ...], request: Request) -> Appended:
         # A key even where the caller gave none: an answer that was lost is asked for again, not written again.
         key = request.key or f"own:{ulid()}"
         try:
             return await self.appender.append(Append(parts, key=key, digest=request.digest))
         except KeyReused as reused:
-            raise KeyReuse("This Idempotency-Key stands for a request with another body.") from reused
+            raise KeyReuse(OTHER_REQUEST) from reused
 
     async def _stream_at(self, event_id: int) -> str:
         row = await self.database.row("stream_of_event", id=event_id)

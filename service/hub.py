@@ -50,14 +50,22 @@ class Viewer:
                 await anyio.sleep(jitter(0.2, 0.6))
                 page = []
             if page:
-                self.after = page[-1].id
-                self.ended = page[-1].stream == self.feed.stream and page[-1].type in TERMINAL
-                return page
+                return self._take(page)
             if self._hub.draining.is_set() or time.monotonic() >= deadline:
                 return []
             with anyio.move_on_after(deadline - time.monotonic()):
                 await self._moved.wait()
         return []
+
+    def _take(self, page: list[Line]) -> list[Line]:
+        """The page up to the feed's own terminal event: a build beside it may well go on."""
+        for place, line in enumerate(page, 1):
+            if line.stream == self.feed.stream and line.type in TERMINAL:
+                self.ended = True
+                page = page[:place]
+                break
+        self.after = page[-1].id
+        return page
 
 
 class Hub:

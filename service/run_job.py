@@ -42,11 +42,13 @@ class RunJob(Job):
         build = await patiently(lambda: self._shop.handler.build(build_id))
         scratch = runner.Scratch(self._shop.files.scratch(run.id))
         try:
-            completed = (await self._attempt(run, build, scratch)).event()
+            completed = await self._attempt(run, build, scratch)
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(scratch.remove)
-        await self._decide(lambda r: [completed] if r.phase is not Phase.ENDED else [])
+        if completed is not None:
+            ending = completed.event()
+            await self._decide(lambda r: [ending] if r.phase is not Phase.ENDED else [])
 
     async def give_up(self, reason: str) -> None:
         await self._decide(lambda r: commands.lose_run(r, reason) if r.phase is Phase.WORKING else [])
@@ -56,8 +58,8 @@ class RunJob(Job):
         if self._execution is not None:
             self._execution.cancel()
 
-    async def _attempt(self, run: Run, build: Build, scratch: runner.Scratch) -> events.RunCompleted:
-        """One attempt at the run: how it ended."""
+    async def _attempt(self, run: Run, build: Build, scratch: runner.Scratch) -> events.RunCompleted | None:
+        """One attempt at the run: how it ended; None where it was ended before it could begin."""
         if build.status != "active":
             why = f"The build {build.id} {build.status}: {build.error_message or build.summary}"
             return run_completed("failed", "build_failed", error_message=why)
@@ -69,6 +71,8 @@ class RunJob(Job):
         except OSError as error:
             return run_completed("failed", "failed", error_message=f"A file of this run is not here: {error}")
         await self._start(run, argv)
+        if (await self._load()).phase is not Phase.WORKING:  # canceled in between
+            return None
         refusal = await self._hydrate(build, folder) or self._refuse_secrets(manifest)
         if refusal is not None:
             return refusal

@@ -83,11 +83,12 @@ class Worker:
 
     async def _take(self, jobs: anyio.abc.TaskGroup) -> int:
         free = self._settings.max_concurrency - len(self._held)
-        if free <= 0 or await self._handler.safe_mode():
+        if free <= 0:
             return 0
+        begin = not await self._handler.safe_mode()
         taken = 0
         for statement in ("dispatchable_builds", "dispatchable_runs"):
-            for row in await self._database.rows(statement, limit=free):
+            for row in await self._database.rows(statement, limit=free, begin=begin):
                 if taken == free or self._draining.is_set():
                     return taken
                 if row["id"] in self._held:
@@ -107,21 +108,29 @@ class Worker:
     async def _work(self, held: _Held) -> None:
         try:
             with held.scope:
-                try:
-                    await held.job.run()
-                except Fenced:
-                    logger.warning("lost the lease of %s; stopped working on it", held.lease.stream)
-                except anyio.get_cancelled_exc_class():
-                    if not held.scope.cancel_called:  # not the lease was lost: the worker is being stopped
-                        with anyio.CancelScope(shield=True):
-                            await held.job.give_up("the worker was stopped")
-                    raise
-                except Exception:
-                    logger.exception("the work on %s broke", held.lease.stream)
-                    await held.job.give_up("a bug in the worker; its log has the traceback")
+                await self._do(held)
+        except anyio.get_cancelled_exc_class():  # not the lease was lost: the worker is being stopped
+            with anyio.CancelScope(shield=True):
+                await self._give_up(held, "the worker was stopped")
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await self._let_go(held)
+
+    async def _do(self, held: _Held) -> None:
+        try:
+            await held.job.run()
+        except* Fenced:
+            logger.warning("lost the lease of %s; stopped working on it", held.lease.stream)
+        except* Exception:
+            logger.exception("the work on %s broke", held.lease.stream)
+            await self._give_up(held, "a bug in the worker; its log has the traceback")
+
+    async def _give_up(self, held: _Held, reason: str) -> None:
+        try:
+            await held.job.give_up(reason)
+        except Fenced:
+            logger.warning("%s is in other hands already", held.lease.stream)
 
     async def _let_go(self, held: _Held) -> None:
         del self._held[held.lease.stream]

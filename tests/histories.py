@@ -1,10 +1,11 @@
 """Runs and builds that tests make up, told to a real log; and what a table or a feed says about them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psycopg
 from psycopg.rows import dict_row
 
@@ -48,11 +49,12 @@ def golden() -> list[Example]:
     return found
 
 
-async def tell_golden(store: Store) -> list[Line]:
-    """The golden log, appended to a log that is empty; its lines."""
+async def tell_golden(store: Store, copy: int = 1) -> None:
+    """The golden log, appended; a second copy has other ids."""
     for example in golden():
-        await tell(store, example.stream, example.event)
-    return await store.log.read(0)
+        event, stream = example.event, example.stream.replace("_01K", f"_{copy:02}K")
+        data = event.data.replace(b"_01K", b"_%02dK" % copy).replace(b'"penguins"', b'"penguins%d"' % copy)
+        await tell(store, stream, event if copy == 1 else replace(event, data=data))
 
 
 async def tell(store: Store, stream: str, *said: NewEvent, token: int | None = None) -> Appended:
@@ -102,12 +104,13 @@ def line(stream: str, message: str) -> NewEvent:
 def rows(url: str, query: str, *values: object) -> list[dict[str, Any]]:
     """What a person with SQL sees now."""
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-        return connection.execute(query.encode(), values or None).fetchall()
+        found = connection.execute(query.encode(), values or None)
+        return found.fetchall() if found.description else []
 
 
 def table(url: str, name: str) -> list[dict[str, Any]]:
-    """A whole table, in the order of its first column, then of the others."""
-    return rows(url, f"SELECT * FROM {name} AS t ORDER BY t.*")
+    """A whole table, in an order of its own."""
+    return rows(url, f"SELECT * FROM {name} AS t ORDER BY t::text")
 
 
 async def feed_bytes(store: Store, stream: str) -> bytes:
@@ -119,3 +122,14 @@ async def feed_bytes(store: Store, stream: str) -> bytes:
     while page := await store.log.read_feed(feed, lines[-1].id if lines else 0):
         lines += page
     return b"".join([one.line + b"\n" for one in lines])
+
+
+async def until_blocked(url: str, statement: str = "%") -> dict[str, Any]:
+    """Waits until somebody waits for a lock in this database, in such a statement; who, and since when."""
+    query = """SELECT pid, query, query_start FROM pg_stat_activity
+               WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s"""
+    with anyio.fail_after(30):
+        while True:
+            if found := rows(url, query, statement):
+                return found[0]
+            await anyio.sleep(0.01)  # a server has no other way to say so than being asked

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.problems import problem
-from service.errors import ForeignOrigin
+from service.errors import ForeignOrigin, UnknownThing
 
 
 def is_loopback(host: str) -> bool:
@@ -22,6 +22,18 @@ def _host(authority: str) -> str:
     if authority.startswith("["):
         return authority.split("]", maxsplit=1)[0] + "]"
     return authority.rsplit(":", 1)[0] if ":" in authority else authority
+
+
+class PlainPath:
+    """Answers 404 for a path with a NUL: no id has one, and PostgreSQL takes none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "\0" in scope["path"]:
+            return await problem(UnknownThing("There is nothing at this path."))(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 class SameOrigin:

@@ -15,7 +15,7 @@ from eventstore import Appender, Database, Log
 from eventstore.clock import ulid
 from eventstore.tail import LOG, Hints
 from service.api import builds, feeds, runs, system, uploads
-from service.api.access import SameOrigin
+from service.api.access import PlainPath, SameOrigin
 from service.api.deployment import Deployment
 from service.api.problems import HANDLERS
 from service.files import Files
@@ -86,7 +86,7 @@ def create_app(settings: Settings, url: str) -> Starlette:
             yield
             tasks.cancel_scope.cancel()
 
-    middleware = [Middleware(RequestId), Middleware(SameOrigin)]
+    middleware = [Middleware(RequestId), Middleware(SameOrigin), Middleware(PlainPath)]
     return Starlette(routes=ROOT, lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
 
 

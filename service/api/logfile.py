@@ -17,11 +17,10 @@ from starlette.responses import Response, StreamingResponse
 
 from eventstore import Feed, Log
 from projections.ndjson_file import End, end_of
-from service.errors import RangeNotSatisfiable
+from service.api import ranges
 
 MEDIA_TYPE = "application/x-ndjson"
 _CHUNK = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +77,11 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
     }
-    span = _span(request, feed, upto, content.size)
+    part = ranges.span(request, content.size, lambda etag: _names_prefix(etag, feed, upto))
     head = request.method == "HEAD"
-    if span is not None:
-        start, stop = span
-        headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{content.size}", "Content-Length": str(stop - start)}
+    if part is not None:
+        start, stop = part
+        headers |= ranges.content_range(start, stop, content.size)
         body = _nothing() if head else content.read(start, stop)
         return StreamingResponse(body, 206, headers, MEDIA_TYPE)
     if "gzip" in request.headers.get("accept-encoding", ""):
@@ -94,26 +93,8 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
     return StreamingResponse(body, 200, headers, MEDIA_TYPE)
 
 
-def _span(request: Request, feed: Feed, upto: int, size: int) -> tuple[int, int] | None:
-    """The part that is asked for, as ``start, stop``; None for the whole."""
-    found = _RANGE.match(request.headers.get("range", ""))
-    if found is None or found.group(1) == found.group(2) == "":
-        return None  # absent, several ranges, or another unit: the whole is a right answer
-    condition = request.headers.get("if-range")
-    if condition is not None and not _names_prefix(condition, feed, upto):
-        return None
-    first, last = found.groups()
-    if first == "":
-        start, stop = max(size - int(last), 0), size
-    else:
-        start, stop = int(first), min(int(last) + 1, size) if last else size
-    if start >= size or start >= stop:
-        raise RangeNotSatisfiable(f"The log file has {size} bytes now.", size=size)
-    return start, stop
-
-
 def _names_prefix(etag: str, feed: Feed, upto: int) -> bool:
-    named = re.fullmatch(rf'"{re.escape(feed.stream)}-(\d{{1,19}})"', etag.strip())
+    named = re.fullmatch(rf'"{re.escape(feed.stream)}-(\d{{1,19}})"', etag)
     return named is not None and int(named.group(1)) <= upto
 
 

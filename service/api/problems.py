@@ -1,5 +1,6 @@
 """Every error as a problem document (RFC 9457): ``type``, ``title``, ``status``, ``detail``, and the facts."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from eventstore.errors import Unavailable
 from service import errors
 from service.errors import Refusal
 from service.work.archive import BadPackage
+
+logger = logging.getLogger("ade.api")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -75,12 +78,19 @@ def invalid(error: pydantic.ValidationError) -> errors.Invalid:
 
 async def handle(_request: Request, error: Exception) -> Response:
     """The exception handler of the app, for all that is foreseen."""
-    return problem(to_refusal(error))
+    answer = problem(to_refusal(error))
+    if isinstance(error, HTTPException) and error.headers:
+        answer.headers.update(error.headers)
+    return answer
 
 
-async def handle_bug(_request: Request, _error: Exception) -> Response:
-    """The answer for what nobody foresaw; the server logs the exception itself."""
-    return problem(errors.InternalError("This is a bug; the server's log has its traceback under this request's id."))
+async def handle_bug(request: Request, _error: Exception) -> Response:
+    """The answer for what nobody foresaw; the server logs the traceback itself, right after this line."""
+    request_id = request.state.request_id  # the answer is made outside of the middleware that adds it
+    logger.error("request %s broke: %s %s", request_id, request.method, request.url.path)
+    answer = problem(errors.InternalError("This is a bug; the server's log has its traceback under this request's id."))
+    answer.headers["X-Request-ID"] = request_id
+    return answer
 
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]

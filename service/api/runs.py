@@ -16,7 +16,7 @@ from service.errors import AlreadyEnded, Malformed, UnknownThing
 
 STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 HANG_UP_GRACE_S = 5.0
-"""A client that created a run with ``cancel_on_disconnect`` and hangs up may come back in this time."""
+"""From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel."""
 ANY: dict[str, Any] = dict.fromkeys(
     ("id", "workspace_id", "config_id", "build_id", "status", "created_after", "created_before", "q")
 )
@@ -128,4 +128,4 @@ async def artifact_content(request: Request) -> Response:
     if row is None:
         raise UnknownThing(f"There is no artifact {artifact_id}.")
     path = found.files.artifact(row["workspace_id"], row["run_id"], row["id"])
-    return answers.download(path, row)
+    return answers.download(request, path, row)

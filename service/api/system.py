@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pydantic
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from eventstore.clock import now
 from eventstore.errors import Unavailable
 from eventstore.migrations import compare
 from projections import events
@@ -32,7 +32,7 @@ async def health(request: Request) -> Response:
     document = {
         "status": "healthy",
         "database": "connected" if alive else "disconnected",
-        "timestamp": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "timestamp": rfc3339(now()),
     }
     return answers.json(document)
 

@@ -158,7 +158,7 @@ async def document_content(request: Request) -> Response:
     """The bytes of a document."""
     found = deployment(request)
     document = await _document(found, request.path_params["id"])
-    return answers.download(found.files.document(document["sha256"]), document)
+    return answers.download(request, found.files.document(document["sha256"]), document)
 
 
 async def _document(found: Deployment, document_id: str) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 cannot reach the service.
 """
 
+import sys
+
+import pydantic
 import typer
 
 from service.cli import builds, configs, db, demo, log, runs, safe_mode, serve
@@ -28,4 +31,12 @@ app.add_typer(safe_mode.app, name="safe-mode")
 
 def main() -> None:
     """The program `ade`."""
-    app()
+    try:
+        app()
+    except pydantic.ValidationError as error:
+        if error.title != "Settings":
+            raise
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            name = "ADE_" + str(item["loc"][0]).upper() if item["loc"] else "settings"
+            print(f"{name}: {item['msg']}", file=sys.stderr)
+        sys.exit(2)

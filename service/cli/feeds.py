@@ -16,7 +16,6 @@ from service.client import Client, ClientError, Consumer, follow
 Kind = Literal["run", "build"]
 Thing = Mapping[str, Any]
 
-GOOD_ENDS = frozenset({"succeeded", "active"})
 PAGE = 200
 """The most that the service lists at once."""
 
@@ -59,7 +58,7 @@ def to_the_end(client: Client, consumer: Consumer, *, as_json: bool, since: str 
 
 def leave(status: str) -> None:
     """Ends the command: 0 for what went well, 1 for what did not."""
-    raise typer.Exit(0 if status in GOOD_ENDS else FAILED)
+    raise typer.Exit(0 if status in output.GOOD_ENDS else FAILED)
 
 
 def tail(kind: Kind, wanted: str, lines: int, *, as_json: bool) -> None:

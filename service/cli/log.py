@@ -57,13 +57,13 @@ def export(
 async def _export(url: str, run: str | None, after: int, upto: int, write: Callable[[bytes], object]) -> bool:
     async with Database(url) as database:
         log = Log(database)
+        upto = min(upto, await log.head())  # before the feed: one that ends meanwhile is not read beyond its end
         feed = None
         if run is not None:
             row = await database.row("feed_of_run", stream=run)
             if row is None:
                 return False
             feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
-        upto = min(upto, await log.head())
         while True:
             page = await (log.read_feed(feed, after, upto=upto) if feed else log.read(after, upto=upto))
             if not page:

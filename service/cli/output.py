@@ -26,6 +26,7 @@ _TAGS = {"build": "magenta", "run": "cyan", "stderr": "yellow", "system": "blue"
 _LEVELS = {"warning": "yellow", "warn": "yellow", "error": "red", "critical": "red", "fatal": "red", "debug": "dim"}
 _LOUD = re.compile(r"\s*(?:(error|fatal|critical|traceback)|(warn(?:ing)?))\b", re.IGNORECASE)
 GOOD, BAD = "✓", "✗"
+GOOD_ENDS = frozenset({"succeeded", "active"})
 _STATUSES = {"succeeded": "green", "active": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
 
 Entry = Mapping[str, Any]
@@ -127,7 +128,7 @@ def _completed(event: Entry) -> tuple[str, str]:
     if event.get("exit_code") is not None:
         parts.append(f"exit code {event['exit_code']}")
     parts += [took(event), event.get("error_message") or event.get("summary")]
-    good = event["status"] in {"succeeded", "active"}
+    good = event["status"] in GOOD_ENDS
     return "green" if good else "red", f"{GOOD if good else BAD} {' · '.join(part for part in parts if part)}"
 
 
@@ -145,7 +146,7 @@ _TEXTS: Mapping[str, Callable[[Entry], tuple[str, str]]] = {
     "lost": _lost,
     "log_gap": lambda event: (
         "yellow",
-        f"{event['lines']} lines ({size(event['bytes'])}) of output were not kept: {event['reason']}",
+        f"{event['lines']} lines ({size(event['bytes'])}) were not kept: {event['reason']}",
     ),
     "artifact": lambda event: ("", f"left {event['name']}  {size(event['size'])}  {event['media_type']}"),
     "completed": _completed,

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 import typer
 import uvicorn
 from starlette.applications import Starlette
@@ -39,15 +40,19 @@ logger = logging.getLogger("ade")
 
 STOP_TIMEOUT_S = 10
 """What a process may take to stop after it was told to, beyond ``ADE_DRAIN_SECONDS``."""
+POSTGRES_CHECK_S = 2.0
+PROJECTOR_LEASE_S = 5.0
+"""Shorter than a worker's: nothing is lost when two take turns, and log files wait for the next one to be elected."""
 HEALTHY_S = 10.0
 """A process that ran for this long is started again at once, another one after a pause that grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """The database of a deployment. ``psql`` is the bundled server's own; None where another server is used."""
+    """The database of a deployment; of the bundled server also its folder and its psql."""
 
     url: str
+    folder: Path | None = None
     psql: Path | None = None
 
 
@@ -62,10 +67,11 @@ def postgres(settings: Settings) -> Iterator[Postgres]:
             yield Postgres(settings.database_url)
             return
         settings.data.mkdir(parents=True, exist_ok=True)
-        with EmbeddedServer.open(settings.data / "postgres") as server:
+        folder = settings.data / "postgres"
+        with EmbeddedServer.open(folder) as server:
             if server.notice:
                 logger.warning(server.notice)
-            yield Postgres(server.url, server.psql)
+            yield Postgres(server.url, folder, server.psql)
     except (EmbeddedServerError, EventStoreError) as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says what to do; a traceback would hide it
         raise typer.Exit(2 if isinstance(error, CallerMistake) else 3) from error
@@ -97,29 +103,47 @@ def serve(
         raise typer.Exit(2)
     with postgres(settings) as database:
         anyio.run(migrate, database.url)
+        Files.of(settings).make()
         logger.info("database ready; listening on http://%s:%d", host, port)
         env = {**settings.child_env, "ADE_DATABASE_URL": database.url, "ADE_HOST": host, "ADE_PORT": str(port)}
         argv = [sys.executable, "-m", "service.cli"]
         quietly = ["--quiet"] if quiet else []
         commands = {name: [*argv, name, *quietly] for name in ("api", "worker", "projector")}
-        anyio.run(_supervise, commands, env, settings.drain_seconds + STOP_TIMEOUT_S)
+        anyio.run(_supervise, commands, env, database.folder, settings.drain_seconds + STOP_TIMEOUT_S)
 
 
-async def _supervise(commands: dict[str, list[str]], env: dict[str, str], stop_s: float) -> None:
+async def _supervise(commands: dict[str, list[str]], env: dict[str, str], bundled: Path | None, stop_s: float) -> None:
     children: dict[str, Child] = {}
-    async with anyio.create_task_group() as tasks:
-        for name, argv in commands.items():
-            tasks.start_soon(_keep, name, argv, env, children)
-        await _asked_to_stop()
-        logger.info("stopping")
-        tasks.cancel_scope.cancel()
-    for child in children.values():
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:  # to the end: a second one is patience
+        async with anyio.create_task_group() as tasks:
+            for name, argv in commands.items():
+                tasks.start_soon(_keep, name, argv, env, children)
+            if bundled is not None:
+                tasks.start_soon(_keep_postgres, bundled)
+            await anext(signals)
+            logger.info("stopping")
+            tasks.cancel_scope.cancel()
+        await _stop(list(children.values()), stop_s)
+
+
+async def _keep_postgres(folder: Path) -> None:
+    """Starts the bundled server again where it was killed; opening one that runs takes a millisecond."""
+    while True:
+        await anyio.sleep(POSTGRES_CHECK_S)
+        try:
+            await anyio.to_thread.run_sync(lambda: EmbeddedServer.open(folder).close())
+        except EmbeddedServerError as error:
+            logger.error("%s", error)  # noqa: TRY400 - said again until somebody mends it
+
+
+async def _stop(children: Sequence[Child], stop_s: float) -> None:
+    for child in children:
         child.terminate()
     with anyio.move_on_after(stop_s) as waiting:
-        for child in children.values():
+        for child in children:
             await child.wait()
     if waiting.cancelled_caught:
-        for child in children.values():
+        for child in children:
             child.kill()
             await child.wait()
 
@@ -192,6 +216,7 @@ def worker(quiet: bool = False) -> None:
     """Run a worker alone, for a deployment with several machines."""
     settings = Settings()
     log_to_stderr(quiet=quiet)
+    Files.of(settings).make()
     with postgres(settings) as database:
         anyio.run(_work, settings, database.url)
 
@@ -228,7 +253,7 @@ def projector(quiet: bool = False) -> None:
 
 async def _project(settings: Settings, url: str) -> None:
     async with _backstage(url, LOG) as back, anyio.create_task_group() as tasks:
-        leases = Leases(back.database, f"projector-{token_hex(3)}", settings.lease_seconds)
+        leases = Leases(back.database, f"projector-{token_hex(3)}", PROJECTOR_LEASE_S)
         tasks.start_soon(Projector(back.database, back.log, back.hints, leases, Files.of(settings).logfile).run)
         await _asked_to_stop()
         tasks.cancel_scope.cancel()

@@ -3,10 +3,12 @@
 
 const API = "/api/v1";
 const LIST_MS = 2000;
+const LISTED = 50;
 const LINES_MAX = 2000; // what a page keeps; the log file has them all
 const LINES_FIRST = 500;
 const MOVES = /^(run|build)\.(waiting|started|cancel_requested|lost|completed)$/;
 const LEVELS = new Map([["warn", "warning"], ["warning", "warning"], ["error", "error"], ["critical", "error"], ["debug", "quiet"]]);
+const WHEN = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" };
 const $ = (id) => document.getElementById(id);
 
 let current = null; // the id of the run that is shown
@@ -41,7 +43,7 @@ const seconds = (s) => (s < 100 ? `${s.toFixed(2)}s` : `${Math.floor(s / 60)}m${
 
 async function list() {
   try {
-    const runs = (await ask("/runs?limit=50")).data;
+    const runs = (await ask(`/runs?limit=${LISTED}`)).data;
     const shown = runs.map((run) => {
       const button = element("button");
       button.type = "button";
@@ -52,14 +54,14 @@ async function list() {
       button.append(
         element("code", "", `…${run.id.slice(-10)}`),
         element("span", `pill ${run.status}`, run.status),
-        element("small", "", `${new Date(run.created_at).toLocaleString()}${took}${what ? ` · ${what}` : ""}`),
+        element("small", "", `${new Date(run.created_at).toLocaleString([], WHEN)}${took}${what ? ` · ${what}` : ""}`),
       );
       return button;
     });
     const focused = document.activeElement?.dataset?.run;
     $("runs").replaceChildren(...shown);
     shown.find((button) => button.dataset.run === focused)?.focus({ preventScroll: true });
-    say(runs.length ? `${runs.length === 50 ? "the newest 50 runs" : `${runs.length} runs`}` : "no runs yet");
+    say(runs.length === LISTED ? `the newest ${LISTED}` : runs.length ? "" : "no runs yet");
   } catch (error) {
     say(`no answer from the service: ${error.message}`);
   }
@@ -104,7 +106,7 @@ async function head(id) {
   const inputs = run.inputs.map((input) => input.name).join(", ");
   const facts = [`config ${run.config_id} v${run.config_version}`, inputs && `with ${inputs}`, run.error_message || run.summary];
   $("facts").textContent = facts.filter(Boolean).join(" · ");
-  $("artifacts").replaceChildren(...artifacts.map(link).flat());
+  $("artifacts").replaceChildren(...artifacts.map(link));
   for (const part of ["head", "log"]) $(part).hidden = false;
   $("empty").hidden = true;
   return run;
@@ -114,7 +116,9 @@ function link(artifact) {
   const made = element("a", "", artifact.name);
   made.href = `${API}/artifacts/${artifact.id}/content`;
   made.download = artifact.name.split("/").pop();
-  return [made, element("small", "", ` ${bytes(artifact.size)}   `)];
+  const whole = element("span");
+  whole.append(made, element("small", "", ` ${bytes(artifact.size)}`));
+  return whole;
 }
 
 function follow(run, after) {
@@ -152,6 +156,11 @@ function add(row, at, tag, text) {
   $("log").append(row);
 }
 
+function loudness(event) {
+  const loud = event.stream === "stderr" && /^\s*(?:(error|fatal|critical|traceback)|warn(?:ing)?)\b/i.exec(event.message);
+  return loud ? (loud[1] ? "error" : "warning") : "";
+}
+
 // An event as tag, class and text
 function words(event) {
   const [kind, what] = event.type.split(/\.(.*)/s);
@@ -160,7 +169,7 @@ function words(event) {
   }
   switch (what) {
     case "log":
-      return kind === "run" ? [event.stream, "", event.message] : [kind, "quiet", event.message];
+      return [kind === "run" ? event.stream : kind, loudness(event) || (kind === "build" ? "quiet" : ""), event.message];
     case "created":
       return [kind, "", event[`${kind}_id`]];
     case "waiting":

@@ -12,14 +12,16 @@ user, with the code of config and engine: that takes the index, with its passwor
 under `plan.account`.
 """
 
+import fcntl
 import os
 import shutil
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import IO, Final, Literal
 
 import anyio
 import orjson
@@ -34,6 +36,7 @@ from service.work.lines import Line, Telemetry
 from service.work.manifest import Manifest
 from service.work.process import Account, Command
 
+LOCK_POLL_S: Final = 0.05
 MARKER: Final = "ade_build.json"
 WHEELS: Final = "wheels"
 
@@ -137,22 +140,48 @@ def usable(folder: Path) -> bool:
 
 async def build(plan: BuildPlan, emit: Emit, *, timeout_s: float) -> Built:
     """Make the venv of this build, or find it finished. Raises BuildFailed; to cancel, cancel the caller's scope."""
-    if usable(plan.folder):  # the worker died between the marker and the end of the build's log
-        return _read_marker(plan)
-    work = _Work(plan, emit)
-    await to_thread.run_sync(_delete, plan.folder)
-    return await work.within(timeout_s, work.build, unfinished=plan.folder)
+    async with _alone(plan.folder, timeout_s):
+        if usable(plan.folder):  # the worker died between the marker and the end of the build's log
+            return _read_marker(plan)
+        work = _Work(plan, emit)
+        await to_thread.run_sync(_delete, plan.folder)
+        return await work.within(timeout_s, work.build, unfinished=plan.folder)
 
 
 async def hydrate(plan: BuildPlan, emit: Emit, *, timeout_s: float) -> Built:
     """Make the missing venv of a finished build again, from its lock and wheels. Raises BuildFailed."""
-    if usable(plan.folder):
-        return _read_marker(plan)
-    if not await to_thread.run_sync((plan.folder / LOCK).is_file):
-        raise BuildFailed(f"The venv of {plan.build_id} is gone, and its lock too: build the config again, with force.")
-    work = _Work(plan, emit)
-    await to_thread.run_sync(_delete, plan.folder / VENV)
-    return await work.within(timeout_s, work.hydrate, unfinished=plan.folder / VENV)
+    async with _alone(plan.folder, timeout_s):
+        if usable(plan.folder):  # another run needed it too, and has made it
+            return _read_marker(plan)
+        if not await to_thread.run_sync((plan.folder / LOCK).is_file):
+            raise BuildFailed(
+                f"The venv of {plan.build_id} is gone, and its lock too: build the config again, with force."
+            )
+        work = _Work(plan, emit)
+        await to_thread.run_sync(_delete, plan.folder / VENV)
+        return await work.within(timeout_s, work.hydrate, unfinished=plan.folder / VENV)
+
+
+@asynccontextmanager
+async def _alone(folder: Path, timeout_s: float) -> AsyncIterator[None]:
+    """Nobody else on this disk works in the folder meanwhile: neither a run that misses the same venv, nor a worker
+    that lost its lease and does not know it yet. A worker that dies lets go of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
+        with anyio.move_on_after(timeout_s) as waiting:
+            while not _locked(lock):  # noqa: ASYNC110 - the kernel sends no event when a lock is free
+                await anyio.sleep(LOCK_POLL_S)
+        if waiting.cancelled_caught:
+            raise BuildFailed(f"Another worker kept {folder.name} for {timeout_s:g} s.", stop_reason="timeout")
+        yield
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Work:

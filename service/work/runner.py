@@ -192,9 +192,13 @@ class Execution:
                 self._last_words = item.message
         if self._bytes > self._task.log_max_bytes:
             self._lost_lines += len(found)
-            self._lost_bytes += sum(len(item.message) for item in found if isinstance(item, Line))
+            self._lost_bytes += sum(_size(item) for item in found)
             return
         await self._emit(found)
+
+
+def _size(item: Line | Telemetry) -> int:
+    return len(item.message.encode()) if isinstance(item, Line) else len(orjson.dumps(item.members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +237,8 @@ def collect(output: Path, place: Callable[[], tuple[str, Path]]) -> list[tuple[s
 
 def result_of(output: Path, ended: Ended) -> Any:
     """What the engine handed back: ``result.json`` of its output folder, else the data of its closing telemetry."""
-    path = output / RESULT
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
-            text = opened.read(RESULT_MAX_BYTES + 1) if stat.S_ISREG(os.fstat(opened.fileno()).st_mode) else b""
+        text = _read_result(output)
         if 0 < len(text) <= RESULT_MAX_BYTES:
             result = clean(orjson.loads(text))
             orjson.dumps({"result": result})  # nested deeper than can be written again: no result
@@ -244,6 +246,19 @@ def result_of(output: Path, ended: Ended) -> Any:
     except (OSError, TypeError, RecursionError, orjson.JSONDecodeError):
         pass  # no result of that form; the telemetry may have one
     return ended.closing.members.get("data") if ended.closing is not None else None
+
+
+def _read_result(output: Path) -> bytes:
+    """The beginning of ``result.json``, reached without a link on the way that the engine could have made."""
+    folder = os.open(output, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        opened = _open_regular(RESULT, folder)
+    finally:
+        os.close(folder)
+    if opened is None:
+        return b""
+    with os.fdopen(opened, "rb") as source:
+        return source.read(RESULT_MAX_BYTES + 1)
 
 
 def _open_regular(name: str, folder: int) -> int | None:

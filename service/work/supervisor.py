@@ -154,7 +154,7 @@ class Supervisor:
                     self.rest(0)
                     self.reap()
                 else:
-                    self.obey()
+                    worker_lives = self.obey()
         survivors = self.kill()
         status = -signal.SIGKILL if self.status is None else self.status  # None: it hangs, and will die of that
         say(self.control, f"exited {status} {len(self.killed)} {survivors}")

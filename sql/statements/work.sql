@@ -1,21 +1,19 @@
--- dispatchable_runs: runs that a worker may begin or must end, oldest first: nobody living holds them, and their build is done.
+-- dispatchable_runs: runs that a worker must end or, where it may, begin: nobody living holds them, their build is done.
 SELECT r.id, r.workspace_id FROM runs r
 LEFT JOIN builds b ON b.id = r.build_id
 LEFT JOIN leases l ON l.stream = r.id
 WHERE r.status IN ('queued', 'running')
   AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
   AND (b.id IS NULL OR b.status NOT IN ('queued', 'building'))
+  AND (%(begin)s::boolean OR r.status = 'running' OR b.status IN ('failed', 'canceled'))
 ORDER BY r.created_id LIMIT %(limit)s;
 
--- dispatchable_builds: builds that a worker may begin or must end, oldest first: nobody living holds them.
+-- dispatchable_builds: builds that a worker must end or, where it may, begin: nobody living holds them.
 SELECT b.id, b.workspace_id FROM builds b
 LEFT JOIN leases l ON l.stream = b.id
 WHERE b.status IN ('queued', 'building') AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
+  AND (%(begin)s::boolean OR b.status = 'building')
 ORDER BY b.created_id LIMIT %(limit)s;
-
--- next_lease_end: seconds until the next lease of unfinished work ends; NULL where there is none.
-SELECT extract(epoch FROM min(l.expires_at) - clock_timestamp())::float8 AS seconds FROM leases l
-WHERE l.holder IS NOT NULL;
 
 -- cancel_requests: which of these streams somebody wants to stop.
 SELECT stream FROM events WHERE NOT bulk AND stream = ANY(%(streams)s)
@@ -38,3 +36,6 @@ SELECT id, name, size, sha256 FROM documents WHERE id = ANY(%(ids)s) AND workspa
 
 -- config_version: the content of one version of a config.
 SELECT digest FROM config_versions WHERE config_id = %(config)s AND version = %(version)s;
+
+-- append_key: what an idempotency key has done; no row for one that is new.
+SELECT digest, first_id, last_id FROM append_keys WHERE key = %(key)s;

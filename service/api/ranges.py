@@ -1,0 +1,36 @@
+"""The part of a body that a request asks for (RFC 9110, one range of bytes)."""
+
+import re
+from collections.abc import Callable
+
+from starlette.requests import Request
+
+from service.errors import RangeNotSatisfiable
+
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
+
+
+def span(request: Request, size: int, holds: Callable[[str], bool]) -> tuple[int, int] | None:
+    """``start, stop`` of the range; None for the whole, which is also the right answer to what is not understood.
+
+    ``holds`` says whether an ETag given as ``If-Range`` still names these bytes. Raises RangeNotSatisfiable.
+    """
+    found = _RANGE.match(request.headers.get("range", ""))
+    if found is None or found.group(1) == found.group(2) == "":
+        return None
+    condition = request.headers.get("if-range")
+    if condition is not None and not holds(condition.strip()):
+        return None
+    first, last = found.groups()
+    if first == "":
+        start, stop = max(size - int(last), 0), size
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+    if start >= stop:
+        raise RangeNotSatisfiable(f"There are {size} bytes.", size=size)
+    return start, stop
+
+
+def content_range(start: int, stop: int, size: int) -> dict[str, str]:
+    """The headers of a partial answer."""
+    return {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}

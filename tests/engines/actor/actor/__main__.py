@@ -1,0 +1,31 @@
+"""``python -m actor OUTPUT_DIR [SCRIPT]``: the script sees the names below."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def wait_for(path):
+    """Until the test makes this file."""
+    while not Path(path).exists():
+        time.sleep(0.005)
+
+
+def tell(**members):
+    """A line of telemetry."""
+    print(json.dumps(members), file=sys.stderr)
+
+
+def write(data):
+    """Bytes to stdout, as they are."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+output = Path(sys.argv[1])
+for script in sys.argv[2:]:
+    exec(compile(script, "script", "exec"))

@@ -1,0 +1,217 @@
+"""``events.ndjson``: the bytes of the feed, whatever happened to the file, to its writer, and in which order."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eventstore import Append, Feed, NewEvent, Part
+from projections import events, log_files, ndjson_file
+from projections.log_files import LogFiles
+from projections.ndjson_file import End, FeedFile, end_of
+from service import commands
+from tests.conftest import ROOT, Store
+from tests.histories import WORKSPACE, build_created, build_started, feed_bytes, line, rows, run_created, run_started
+
+pytestmark = pytest.mark.anyio
+
+RUN_ENDS = commands.run_completed("canceled", "canceled").event()
+BUILD_ENDS = commands.build_completed("active", "completed").event()
+WAITS = events.RunWaiting(for_="build", build_id="build_1").event()
+R1, R2, B1 = "run_1", "run_2", "build_1"
+
+Story = list[dict[str, list[NewEvent]]]
+"""Appends, one after the other: what each adds to which streams."""
+
+STORIES: dict[str, Story] = {
+    "a run alone": [
+        {R1: [run_created()]}, {R1: [run_started()]}, {R1: [line(R1, "a")]}, {R1: [RUN_ENDS]},
+    ],
+    "a run with a new build": [
+        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [build_started()]}, {B1: [line(B1, "a")]},
+        {B1: [BUILD_ENDS]}, {R1: [run_started()]}, {R1: [line(R1, "b")]}, {R1: [RUN_ENDS]},
+    ],
+    "a run while its build is made": [
+        {B1: [build_created()]}, {B1: [line(B1, "before")]}, {R1: [run_created(B1), WAITS]}, {B1: [line(B1, "a")]},
+        {B1: [BUILD_ENDS]}, {R1: [run_started()]}, {R1: [RUN_ENDS]},
+    ],
+    "a run after its build": [
+        {B1: [build_created()]}, {B1: [line(B1, "before")]}, {B1: [BUILD_ENDS]}, {R1: [run_created(B1)]},
+        {R1: [run_started()]}, {R1: [line(R1, "a")]}, {R1: [RUN_ENDS]},
+    ],
+    "two runs of one build": [
+        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [line(B1, "a")]}, {R2: [run_created(B1), WAITS]},
+        {B1: [line(B1, "b")]}, {B1: [BUILD_ENDS]}, {R2: [run_started()]}, {R1: [run_started()]}, {R2: [RUN_ENDS]},
+        {R1: [line(R1, "c")]}, {R1: [RUN_ENDS]},
+    ],
+    "a run that ends before its build": [
+        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [line(B1, "a")]}, {R1: [RUN_ENDS]},
+        {B1: [line(B1, "after")]}, {B1: [BUILD_ENDS]},
+    ],
+    "a build that goes on": [
+        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [line(B1, "a")]}, {R1: [WAITS]}, {B1: [line(B1, "b")]},
+    ],
+}  # fmt: skip
+every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+
+
+async def append(store: Store, step: dict[str, list[NewEvent]], mark: str = "") -> set[str]:
+    """One append, under names that bear a mark; the streams that it added to."""
+
+    def marked(event: NewEvent) -> NewEvent:
+        return replace(event, data=event.data.replace(b'"build_1"', f'"build_1{mark}"'.encode()))
+
+    parts = [Part(stream + mark, [*map(marked, told)], workspace=WORKSPACE) for stream, told in step.items()]
+    await store.appender.append(Append(tuple(parts)))
+    return {part.stream for part in parts}
+
+
+class Desk:
+    """A folder of log files and the projection that writes them, which can be stopped and started anew."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        self.files = self.start()
+
+    def start(self) -> LogFiles:
+        return LogFiles(self.store.database, self.store.log, self.path)
+
+    def path(self, _workspace: str, stream: str) -> Path:
+        return self.folder / stream / "events.ndjson"
+
+    async def write(self) -> None:
+        while await self.files.step():
+            pass
+
+    def restart(self) -> None:
+        self.files.close()
+        self.files = self.start()
+
+    async def whole(self, *streams: str) -> bool:
+        """Whether the file of each stream holds the bytes of its feed."""
+        found = {stream: self.path("", stream).read_bytes() for stream in streams}
+        return found == {stream: await feed_bytes(self.store, stream) for stream in streams}
+
+
+@pytest.fixture
+def desk(store: Store, tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(store, tmp_path)
+    yield made
+    made.files.close()
+
+
+@every_story
+@pytest.mark.parametrize("open_files", [1, 200])
+async def test_a_file_is_its_feed(desk: Desk, story: Story, open_files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every append, with all files open and with one at a time."""
+    monkeypatch.setattr(log_files, "OPEN_FILES", open_files)
+    told: set[str] = set()
+    for step in story:
+        told |= await append(desk.store, step)
+        await desk.write()
+        assert await desk.whole(*told)
+
+
+@every_story
+@pytest.mark.parametrize("lag", [0, 1, 2])
+async def test_a_projector_that_starts_anew_goes_on(desk: Desk, story: Story, lag: int) -> None:
+    """It was stopped after any append, and began again when there were this many more, or nothing to do."""
+    for stopped_at in range(len(story)):
+        told: set[str] = set()
+        for place, step in enumerate(story):
+            told |= await append(desk.store, step, f"x{stopped_at}")
+            if place == stopped_at + lag:
+                desk.restart()
+            if not stopped_at <= place < stopped_at + lag:
+                await desk.write()
+        await desk.write()
+        assert await desk.whole(*told)
+
+
+async def test_what_was_written_before_the_checkpoint_moved_is_not_written_twice(desk: Desk, url: str) -> None:
+    """Killed between the files and the checkpoint: the same lines come again, from any earlier id."""
+    told: set[str] = set()
+    for step in STORIES["two runs of one build"]:
+        told |= await append(desk.store, step)
+    await desk.write()
+    for checkpoint in range(await desk.store.log.head()):
+        rows(url, "UPDATE checkpoints SET id = %s WHERE projection = 'log_files'", checkpoint)
+        desk.restart()
+        await desk.write()
+        assert await desk.whole(*told)
+
+
+async def test_a_stalled_projector_doubles_no_line(desk: Desk, url: str) -> None:
+    """It slept past its lease, wakes up beside its successor, and does one more step with what it knew."""
+    await append(desk.store, {R1: [run_created()]})
+    await desk.write()
+    successor = desk.start()
+    await append(desk.store, {R1: [run_started(), line(R1, "a")]})
+    assert await successor.step()
+    await append(desk.store, {R1: [line(R1, "b")]})
+    await desk.write()
+    assert await desk.whole(R1)
+    while await successor.step():
+        pass
+    successor.close()
+    assert await desk.whole(R1)
+    assert rows(url, "SELECT id FROM checkpoints WHERE projection = 'log_files'") == [
+        {"id": await desk.store.log.head()}
+    ]
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "running"])
+async def test_a_file_that_was_cut_or_removed_is_whole_again(desk: Desk, stop: bool) -> None:
+    """With the next line of its feed, wherever it was cut: torn lines are cut off and written again."""
+    await append(desk.store, {R1: [run_created(B1), WAITS], B1: [build_created()]})
+    await desk.write()
+    whole = await feed_bytes(desk.store, R1)
+    for size in (*range(0, len(whole), 17), len(whole) - 1, None):
+        if stop:
+            desk.restart()
+        if size is None:
+            desk.path("", R1).unlink()
+        else:
+            os.truncate(desk.path("", R1), size)
+        await append(desk.store, {B1: [line(B1, f"after {size}")]})
+        await desk.write()
+        assert await desk.whole(R1, B1)
+
+
+async def test_a_file_is_resumed_from_every_byte(desk: Desk) -> None:
+    """Whatever of it is there, the rest is added: no line is torn, doubled or missing."""
+    for step in STORIES["a run with a new build"]:
+        await append(desk.store, step)
+    whole, path = await feed_bytes(desk.store, R1), desk.folder / "cut"
+    feed, head = Feed(R1, B1, 1, None), await desk.store.log.head()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        file = FeedFile(path, feed)
+        await file.catch_up(desk.store.log, head)
+        file.close()
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("block", [1, 7, 64 * 1024])
+def test_the_end_of_every_prefix_is_its_last_whole_line(
+    tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found from the back, over as many blocks as it takes."""
+    monkeypatch.setattr(ndjson_file, "_BLOCK", block)
+    lines = [b'{"id":%d,"message":"%s"}\n' % (7 * number, b"x" * (number * 5)) for number in range(1, 6)]
+    content, path = b"".join(lines), tmp_path / "file"
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        kept = content[: content.rfind(b"\n", 0, size) + 1]
+        assert end_of(path) == End(len(kept), 7 * kept.count(b"\n"))
+    assert end_of(tmp_path / "none") == End(0, 0)
