@@ -39,6 +39,7 @@ async def rebuild(url: str, projection: Projection, progress: Progress = lambda 
                             connection, "rebuild_swap", projection=projection.name, tables=tables, after=done
                         )
                         await script(connection, views)
+                        await call(connection, "rebuild_end", tables=tables)
                     progress(head, head)
                     return int(swapped[0]["head"])
                 except LockTimeout:  # somebody reads the live tables for long; let the appends through and try again

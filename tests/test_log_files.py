@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from eventstore import Append, Feed, NewEvent, Part
+from eventstore import Append, Feed, Leases, NewEvent, Part
+from eventstore.tail import LOG, Hints
 from projections import events, log_files, ndjson_file
 from projections.log_files import LogFiles
 from projections.ndjson_file import End, FeedFile, end_of
+from projections.projector import ELECTION, Projector
 from service import commands
 from tests.conftest import ROOT, Store
 from tests.histories import WORKSPACE, build_created, build_started, feed_bytes, line, rows, run_created, run_started
@@ -59,7 +58,8 @@ STORIES: dict[str, Story] = {
         {B1: [line(B1, "after")]}, {B1: [BUILD_ENDS]},
     ],
     "a build that goes on": [
-        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [line(B1, "a")]}, {R1: [WAITS]}, {B1: [line(B1, "b")]},
+        {R1: [run_created(B1), WAITS], B1: [build_created()]}, {B1: [line(B1, "a")]}, {R1: [WAITS]},
+        {B1: [line(B1, "b")]},
     ],
 }  # fmt: skip
 every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
@@ -123,17 +123,22 @@ async def test_a_file_is_its_feed(desk: Desk, story: Story, open_files: int, mon
 
 
 @every_story
-@pytest.mark.parametrize("lag", [0, 1, 2])
-async def test_a_projector_that_starts_anew_goes_on(desk: Desk, story: Story, lag: int) -> None:
-    """It was stopped after any append, and began again when there were this many more, or nothing to do."""
+@pytest.mark.parametrize("when", ["idle", "behind", "far behind"])
+async def test_a_projector_that_starts_anew_goes_on(desk: Desk, story: Story, when: str) -> None:
+    """It was stopped after any append, and began again with nothing to do, with one append to do, or with two."""
     for stopped_at in range(len(story)):
         told: set[str] = set()
         for place, step in enumerate(story):
             told |= await append(desk.store, step, f"x{stopped_at}")
-            if place == stopped_at + lag:
+            if place == stopped_at:
+                if when == "idle":
+                    await desk.write()
+                if when == "far behind":
+                    continue
                 desk.restart()
-            if not stopped_at <= place < stopped_at + lag:
-                await desk.write()
+            elif place == stopped_at + 1 and when == "far behind":
+                desk.restart()
+            await desk.write()
         await desk.write()
         assert await desk.whole(*told)
 
@@ -190,7 +195,7 @@ async def test_a_file_that_was_cut_or_removed_is_whole_again(desk: Desk, stop: b
 
 async def test_a_file_is_resumed_from_every_byte(desk: Desk) -> None:
     """Whatever of it is there, the rest is added: no line is torn, doubled or missing."""
-    for step in STORIES["a run with a new build"]:
+    for step in ({R1: [run_created(B1)], B1: [build_created()]}, {B1: [line(B1, "é")]}):
         await append(desk.store, step)
     whole, path = await feed_bytes(desk.store, R1), desk.folder / "cut"
     feed, head = Feed(R1, B1, 1, None), await desk.store.log.head()
@@ -215,3 +220,101 @@ def test_the_end_of_every_prefix_is_its_last_whole_line(
         kept = content[: content.rfind(b"\n", 0, size) + 1]
         assert end_of(path) == End(len(kept), 7 * kept.count(b"\n"))
     assert end_of(tmp_path / "none") == End(0, 0)
+
+
+PROJECTOR = """
+import sys, anyio
+from pathlib import Path
+from eventstore import Database, Leases, Log
+from eventstore.tail import LOG, Hints
+from projections.projector import Projector
+
+async def work(url, folder, name):
+    async with Database(url) as database, anyio.create_task_group() as tasks:
+        hints = Hints(database, LOG)
+        await tasks.start(hints.run)
+        where = lambda _, stream: Path(folder, stream, "events.ndjson")
+        await Projector(database, Log(database), hints, Leases(database, name, 1), where).run()
+
+anyio.run(work, *sys.argv[1:])
+"""
+
+
+@contextmanager
+def projector(url: str, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A projector as a process of its own, which can be killed; its lease lasts one second."""
+    command = [sys.executable, "-c", PROJECTOR, f"{url}&application_name={name}", str(folder), name]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while True:
+            if true():
+                return
+            await anyio.sleep(0.02)  # a process has no other way to say so than by what it did
+
+
+async def test_one_projector_works_and_another_takes_over(desk: Desk, url: str) -> None:
+    """Killed or stalled, it is replaced when its lease has run out; two never work at once, and no line is lost."""
+
+    def is_held_by(name: str) -> bool:
+        held = (
+            "SELECT 1 FROM leases WHERE stream = 'projector_lease' AND holder = %s AND expires_at > clock_timestamp()"
+        )
+        return bool(rows(url, held, name))
+
+    def has_asked(name: str) -> bool:
+        asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND query LIKE '%%take_lease%%'"
+        return bool(rows(url, asked, name))
+
+    def is_caught_up() -> bool:
+        behind = "SELECT 1 FROM checkpoints WHERE id < (SELECT max(id) FROM events)"
+        return len(rows(url, "SELECT * FROM checkpoints")) == 3 and not rows(url, behind)
+
+    async def tell_more(text: str) -> None:
+        await append(desk.store, {R1: [line(R1, text)], B1: [line(B1, text)]})
+        await until(is_caught_up)
+        assert await desk.whole(R1, B1)
+
+    await append(desk.store, {R1: [run_created(B1), WAITS], B1: [build_created()]})
+    with projector(url, desk.folder, "first") as first, projector(url, desk.folder, "second") as second:
+        await until(lambda: is_held_by("first") or is_held_by("second"))
+        one, other = ("first", "second") if is_held_by("first") else ("second", "first")
+        working, waiting = (first, second) if one == "first" else (second, first)
+        await until(lambda: has_asked(other))
+        await tell_more("one works")
+
+        working.send_signal(signal.SIGSTOP)
+        await until(lambda: is_held_by(other))
+        await tell_more("the other took over")
+        working.send_signal(signal.SIGCONT)
+        await until(lambda: has_asked(one))
+        await tell_more("the first is back and does not interfere")
+        assert is_held_by(other)
+
+        waiting.kill()
+        await until(lambda: is_held_by(one))
+        await tell_more("the first works again")
+    assert [row["message"] for row in rows(url, "SELECT message FROM run_logs ORDER BY id")] == [
+        "one works",
+        "the other took over",
+        "the first is back and does not interfere",
+        "the first works again",
+    ]
+
+
+async def test_a_projector_that_is_stopped_hands_over_at_once(desk: Desk, url: str) -> None:
+    """Its lease is free when it has gone, though it had an hour to run."""
+    database = desk.store.database
+    hints, leases = Hints(database, LOG), Leases(database, "first", 3600)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(Projector(database, desk.store.log, hints, leases, desk.path).run)
+        await until(lambda: bool(rows(url, "SELECT 1 FROM leases WHERE holder = 'first'")))
+        assert await Leases(database, "second", 1).take(ELECTION) is None
+        tasks.cancel_scope.cancel()
+    assert await Leases(database, "second", 1).take(ELECTION) is not None

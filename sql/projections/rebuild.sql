@@ -9,12 +9,12 @@ BEGIN
     CREATE SCHEMA next;
     FOREACH t IN ARRAY tables LOOP
         EXECUTE format('CREATE TABLE next.%I (LIKE public.%I INCLUDING ALL)', t, t);
-        FOR granted IN
-            SELECT a.privilege_type, a.grantee FROM pg_class c, aclexplode(c.relacl) AS a
+        FOR granted IN  -- LIKE copies everything but who may read it
+            SELECT a.privilege_type, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+            FROM pg_class c, aclexplode(c.relacl) AS a
             WHERE c.oid = format('public.%I', t)::regclass AND a.grantee <> c.relowner
         LOOP
-            EXECUTE format('GRANT %s ON next.%I TO %s', granted.privilege_type, t,
-                           CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END);
+            EXECUTE format('GRANT %s ON next.%I TO %s', granted.privilege_type, t, granted.grantee);
         END LOOP;
     END LOOP;
 END $$;
@@ -35,13 +35,13 @@ BEGIN
     END CASE;
 END $$;
 
--- The last page and the swap, while nothing is appended. The caller makes the views anew in the same transaction.
+-- The last page and the swap, while nothing is appended. The old tables go to schema `past`, with what depends on them:
+-- the caller makes the views anew and then ends the rebuild, in the same transaction.
 CREATE OR REPLACE FUNCTION rebuild_swap_v1(projection text, tables text[], after bigint) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     head bigint;
     t    text;
-    i    record;
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);
     SET LOCAL lock_timeout = '100ms';  -- all appends wait for as long as we do
@@ -49,24 +49,33 @@ BEGIN
     -- A caught-up projection keeps its checkpoint row locked while it works: taken here, the projector waits for us.
     PERFORM FROM checkpoints c WHERE c.projection = rebuild_swap_v1.projection FOR UPDATE;
     PERFORM rebuild_page_v1(projection, after, head);
-    DROP VIEW IF EXISTS runs_with_lease;
-    DROP VIEW IF EXISTS builds_with_lease;
+    DROP SCHEMA IF EXISTS past CASCADE;
+    CREATE SCHEMA past;
     FOREACH t IN ARRAY tables LOOP
-        CREATE TEMP TABLE index_names ON COMMIT DROP AS
-        SELECT indexname AS name, substring(indexdef FROM ' USING .*') AS definition FROM pg_indexes
-        WHERE schemaname = 'public' AND tablename = t;
-        EXECUTE format('DROP TABLE public.%I', t);
-        FOR i IN
-            SELECT made.indexname AS made, named.name FROM pg_indexes made
-            JOIN index_names named ON named.definition = substring(made.indexdef FROM ' USING .*')
-            WHERE made.schemaname = 'next' AND made.tablename = t AND made.indexname <> named.name
-        LOOP
-            EXECUTE format('ALTER INDEX next.%I RENAME TO %I', i.made, i.name);
-        END LOOP;
-        DROP TABLE index_names;
+        EXECUTE format('ALTER TABLE public.%I SET SCHEMA past', t);
         EXECUTE format('ALTER TABLE next.%I SET SCHEMA public', t);
     END LOOP;
     UPDATE checkpoints c SET id = head WHERE c.projection = rebuild_swap_v1.projection;
     DROP SCHEMA next;
     RETURN head;
+END $$;
+
+-- The old tables go, if nobody's own view stands on them; the indexes of the new ones take their names.
+CREATE OR REPLACE FUNCTION rebuild_end_v1(tables text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    t text;
+    i record;
+BEGIN
+    FOREACH t IN ARRAY tables LOOP
+        FOR i IN
+            SELECT made.indexname AS made, old.indexname AS name FROM pg_indexes made JOIN pg_indexes old
+                ON substring(old.indexdef FROM ' USING .*') = substring(made.indexdef FROM ' USING .*')
+            WHERE made.schemaname = 'public' AND made.tablename = t AND old.schemaname = 'past' AND old.tablename = t
+              AND made.indexname <> old.indexname
+        LOOP
+            EXECUTE format('ALTER INDEX public.%I RENAME TO %I', i.made, i.name);
+        END LOOP;
+        EXECUTE format('DROP TABLE past.%I', t);
+    END LOOP;
+    DROP SCHEMA past;
 END $$;

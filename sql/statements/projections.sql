@@ -23,5 +23,8 @@ SELECT rebuild_page_v1(%(projection)s, %(after)s, %(upto)s);
 -- rebuild_swap: the new tables are the live ones, at the head of the log.
 SELECT rebuild_swap_v1(%(projection)s, %(tables)s::text[], %(after)s) AS head;
 
+-- rebuild_end: the old tables are gone.
+SELECT rebuild_end_v1(%(tables)s::text[]);
+
 -- rebuild_lock: whether this session alone may rebuild, until it ends.
 SELECT pg_try_advisory_lock(4702111234474983747) AS granted;
