@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks import log, runs
+from benchmarks import log, runs, streams
 from benchmarks.table import Table
 from eventstore.embedded import EmbeddedServer
 from eventstore.migrations import migrate
@@ -26,6 +26,9 @@ def main() -> None:
         with EmbeddedServer.open(folder / "postgres") as server:
             anyio.run(migrate, server.url)
             anyio.run(log.measure, server.url, table, events)
+            for viewers, per_second in ((100, 100),) if short else ((1_000, 1_000), (4_000, 2)):
+                seconds = 2.0 if short else 10.0
+                streams.measure(server.url, folder, table, viewers=viewers, per_second=per_second, seconds=seconds)
             runs.measure(server.url, folder, table, lines=events)
     if not short:
         head = f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}, PostgreSQL 18 bundled"

@@ -48,27 +48,33 @@ def measure(url: str, folder: Path, table: Table, *, lines: int) -> None:
     (package / "pyproject.toml").write_text(PYPROJECT)
     (package / "bench_engine" / "__init__.py").write_text("")
     (package / "bench_engine" / "__main__.py").write_text(ENGINE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {**os.environ, "ADE_DATABASE_URL": url, "ADE_DATA_DIR": str(folder / "data")}
     (folder / "data").mkdir()
     command = [sys.executable, "-m", "service.cli", "serve", "--quiet", "--port", str(port)]
     child = subprocess.Popen(command, env=env)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as http:
-            _wait_until_ready(http)
+            wait_until_ready(port)
             _figures(http, pack(package), table, lines)
     finally:
         child.terminate()
         child.wait(60)
 
 
-def _wait_until_ready(http: httpx.Client) -> None:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(port: int) -> None:
+    """Returns when the service there answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            if http.get("/ready").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass  # not listening yet

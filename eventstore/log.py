@@ -60,6 +60,15 @@ class Feed:
         return FOREVER if self.ended_id is None else self.ended_id
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What :meth:`Log.read_feeds` found: per feed at most ``limit`` lines; fewer mean no more up to ``head``."""
+
+    head: int
+    limit: int
+    lines: list[list[Line]]
+
+
 class Log:
     """The reading side of the log."""
 
@@ -101,6 +110,20 @@ class Log:
             limit=limit,
         )
         return _lines(rows)
+
+    async def read_feeds(self, cursors: Sequence[tuple[Feed, int]], *, limit: int = PAGE) -> Found:
+        """The next lines of many feeds, each after its own cursor, and the head, as of one moment."""
+        rows = await self.database.rows(
+            "read_feeds",
+            streams=[feed.stream for feed, _ in cursors],
+            besides=[feed.beside for feed, _ in cursors],
+            afters=[max(after, feed.first_id - 1) for feed, after in cursors],
+            limit=limit,
+        )
+        lines: list[list[Line]] = [[] for _ in cursors]
+        for row in rows[1:]:
+            lines[row["number"] - 1].append(Line(row["id"], row["stream"], row["type"], row["line"]))
+        return Found(rows[0]["id"], limit, lines)
 
 
 def _lines(rows: Sequence[dict[str, object]]) -> list[Line]:

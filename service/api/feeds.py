@@ -37,7 +37,7 @@ async def _events(request: Request, kind: str) -> Any:
     found = deployment(request)
     feed, _ = await _feed(found, _id(request, kind))
     form = wanted_form(request)
-    after = await cursor(request, found.hub, found.log_id, form)
+    after = await cursor(request, found.log, found.log_id, form)
     if form is Form.PAGE:
         return await _page(request, found, feed, after)
     follow = form is Form.SSE or request.query_params.get("stream") in {"true", "1"}
@@ -50,7 +50,7 @@ async def _page(request: Request, found: Deployment, feed: Feed, after: int) -> 
     limit = integer(request, "limit", 100, 1, PAGE_LINES)
     wait_s = integer(request, "wait", 0, 0, WAIT_S)
     with found.hub.view(feed, after) as viewer:
-        page = await viewer.next(wait_s, limit=limit)
+        page = await viewer.page(wait_s, limit)
     lines = b",".join([line.line for line in page])
     body = b'{"object":"list","data":[%b],"next_after_id":%d}' % (lines, page[-1].id if page else after)
     return Response(body, media_type=Form.PAGE.value, headers={"ADE-Log-Id": found.log_id, "Cache-Control": "no-store"})
@@ -59,7 +59,7 @@ async def _page(request: Request, found: Deployment, feed: Feed, after: int) -> 
 async def _logs(request: Request, kind: str) -> Response:
     found = deployment(request)
     feed, _ = await _feed(found, _id(request, kind))
-    after = await cursor(request, found.hub, found.log_id, Form.PAGE)
+    after = await cursor(request, found.log, found.log_id, Form.PAGE)
     limit = integer(request, "limit", LOG_ENTRIES, 1, LOG_ENTRIES)
     tail = integer(request, "tail", 0, 0, LOG_ENTRIES)
     if tail:

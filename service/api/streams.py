@@ -4,7 +4,7 @@
 bounded by the socket and by a timeout; it loses nothing, because it comes back with its cursor.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -12,10 +12,11 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from eventstore import Feed, Line
+from eventstore import Feed, Line, Log
 from eventstore.clock import jitter
 from service.api.request import flag
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
+from service.hub import Frame as LinesFrame
 from service.hub import Hub, Viewer
 
 KEEP_ALIVE_S = 15.0
@@ -32,18 +33,13 @@ class Form(Enum):
     JSONL = "application/jsonl"
     SSE = "text/event-stream"
 
-    @property
-    def frame(self) -> "Frame":
-        return SSEFrame() if self is Form.SSE else NDJSONFrame()
 
-
-class Frame(Protocol):
+class Frame(LinesFrame, Protocol):
     """How lines become bytes of a response."""
 
     keep_alive: bytes
 
     def opening(self) -> bytes: ...
-    def lines(self, page: Iterable[Line]) -> bytes: ...
     def drained(self) -> bytes: ...
 
 
@@ -55,7 +51,7 @@ class NDJSONFrame:
     def opening(self) -> bytes:
         return b""
 
-    def lines(self, page: Iterable[Line]) -> bytes:
+    def lines(self, page: Sequence[Line]) -> bytes:
         return b"".join([line.line + b"\n" for line in page])
 
     def drained(self) -> bytes:
@@ -67,13 +63,13 @@ class SSEFrame:
 
     keep_alive = b": alive\n\n"
 
-    def __init__(self, *, names: bool = True) -> None:
+    def __init__(self, *, names: bool) -> None:
         self._names = names
 
     def opening(self) -> bytes:
         return b"retry: %d\n: ade\n\n" % RETRY_MS[0]
 
-    def lines(self, page: Iterable[Line]) -> bytes:
+    def lines(self, page: Sequence[Line]) -> bytes:
         if not self._names:
             return b"".join([b"data: %b\nid: %d\n\n" % (line.line, line.id) for line in page])
         return b"".join(
@@ -83,6 +79,12 @@ class SSEFrame:
     def drained(self) -> bytes:
         # An EventSource gives up for good on anything but 200, so it is told when to come back instead.
         return b"retry: %d\n\n" % int(jitter(*RETRY_MS))
+
+
+# One of each, so that viewers at the same place of a feed share the bytes that it made.
+NDJSON_FRAME = NDJSONFrame()
+SSE_FRAME = SSEFrame(names=True)
+SSE_FRAME_WITHOUT_NAMES = SSEFrame(names=False)
 
 
 def wanted_form(request: Request) -> Form:
@@ -99,10 +101,12 @@ def frame_of(request: Request, form: Form) -> Frame:
     names = request.query_params.get("names", "on")
     if names not in {"on", "off"}:
         raise Malformed("`names` must be on or off.", parameter="names")
-    return SSEFrame(names=names == "on") if form is Form.SSE else NDJSONFrame()
+    if form is not Form.SSE:
+        return NDJSON_FRAME
+    return SSE_FRAME if names == "on" else SSE_FRAME_WITHOUT_NAMES
 
 
-async def cursor(request: Request, hub: Hub, log_id: str, form: Form) -> int:
+async def cursor(request: Request, log: Log, log_id: str, form: Form) -> int:
     """The id that the client has reached, checked against the log itself: a lagging node refuses nobody."""
     name, text = "after_id", request.query_params.get("after_id", "0")
     if form is Form.SSE and "last-event-id" in request.headers:
@@ -114,7 +118,7 @@ async def cursor(request: Request, hub: Hub, log_id: str, form: Form) -> int:
         raise OtherLog("The cursor comes from another log; start again from 0.", log_id=log_id)
     after = int(text)
     if after > 0:
-        identity = await hub.log.identity()
+        identity = await log.identity()
         if after > identity.head:
             raise CursorAhead(
                 f"The newest event is {identity.head}. Was the log restored? Check `log_id`.",
@@ -182,11 +186,12 @@ class Stream:
     async def _serve(self, viewer: Viewer, send: Send) -> bool:
         """Sends what there is; False when the client stopped reading."""
         body = self._frame.opening()
-        page = await viewer.next(0)
-        body += self._frame.lines(page) if page or body else self._frame.keep_alive
+        body += await viewer.chunk(0, self._frame)
+        caught_up = False
+        body = body or self._frame.keep_alive  # the first bytes are sent at once
         while True:
-            over = viewer.ended or (not self._follow and not page) or self._hub.draining.is_set()
-            if over and not viewer.ended and self._follow:
+            over = viewer.ended or caught_up or self._hub.draining
+            if over and self._follow and not viewer.ended:
                 body += self._frame.drained()
             sent = False
             with anyio.move_on_after(SEND_TIMEOUT_S):
@@ -194,5 +199,7 @@ class Stream:
                 sent = True
             if over or not sent:
                 return sent
-            page = await viewer.next(KEEP_ALIVE_S if self._follow else 0)
-            body = self._frame.lines(page) if page else b"" if not self._follow else self._frame.keep_alive
+            body = await viewer.chunk(KEEP_ALIVE_S if self._follow else 0, self._frame)
+            caught_up = not body and not self._follow
+            if not body and self._follow:
+                body = self._frame.keep_alive

@@ -61,7 +61,7 @@ async def _reasons(found: Deployment) -> list[str]:
     disk = await anyio.to_thread.run_sync(shutil.disk_usage, found.settings.data)
     if disk.free < DISK_FREE_BYTES:
         reasons.append(f"the disk has {disk.free} bytes left")
-    if found.hub.draining.is_set():
+    if found.hub.draining:
         reasons.append("the server is stopping")
     return reasons
 

@@ -4,6 +4,7 @@ The supervisor holds the bundled PostgreSQL open for all of them, and brings the
 """
 
 import logging
+import resource
 import signal
 import sys
 import time
@@ -169,6 +170,8 @@ def api(quiet: bool = False) -> None:
     """The API process of `ade serve`."""
     settings = Settings()
     log_to_stderr(quiet=quiet)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor a viewer; the usual 1,024 are too few
     with postgres(settings) as database:
         app = create_app(settings, database.url)
         config = uvicorn.Config(

@@ -56,7 +56,8 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except BaseException as error:
         traceback.print_exc()
-        sys.exit(f"cannot import {name}: {type(error).__name__}: {error}")
+        said = " ".join(str(error).split())
+        sys.exit(f"cannot import {name}: {type(error).__name__}: {said}")
 """
 
 
