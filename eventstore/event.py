@@ -128,6 +128,8 @@ class Append:
         for part in self.parts:
             if not STREAM.match(part.stream):
                 raise InvalidEvent(stream=part.stream, reason="not the name of a stream")
+            if part.position is not None and part.token is None:
+                raise InvalidEvent(stream=part.stream, reason="a position counts under a lease's token")
             for event in part.events:
                 if not _is_type(event.type) or not event.data.startswith(b"{"):
                     raise InvalidEvent(type=event.type, stream=part.stream)

@@ -33,19 +33,15 @@ class RunJob(Job):
     _execution: runner.Execution | None = None
 
     async def run(self) -> None:
-        if (await self._load()).phase is Phase.WORKING:
-            await self.give_up(LEASE_RAN_OUT)
-        run = await self._load()
-        if run.phase is not Phase.QUEUED or run.build_id is None:
-            return
-        build_id = run.build_id
-        build = await patiently(lambda: self._shop.handler.build(build_id))
-        scratch = runner.Scratch(self._shop.files.scratch(run.id))
+        scratch = runner.Scratch(self._shop.files.scratch(self._stream))
         try:
-            completed = await self._attempt(run, build, scratch)
+            if (await self._load()).phase is Phase.WORKING:
+                await self.give_up(LEASE_RAN_OUT)
+            run = await self._load()
+            completed = await self._attempt(run, scratch) if run.phase is Phase.QUEUED else None
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(scratch.remove)
+                await anyio.to_thread.run_sync(scratch.remove)  # also what a worker that is gone has left
         if completed is not None:
             ending = completed.event()
             await self._decide(lambda r: [ending] if r.phase is not Phase.ENDED else [])
@@ -58,8 +54,12 @@ class RunJob(Job):
         if self._execution is not None:
             self._execution.cancel()
 
-    async def _attempt(self, run: Run, build: Build, scratch: runner.Scratch) -> events.RunCompleted | None:
+    async def _attempt(self, run: Run, scratch: runner.Scratch) -> events.RunCompleted | None:
         """One attempt at the run: how it ended; None where it was ended before it could begin."""
+        build_id = run.build_id
+        if build_id is None:
+            return run_completed("failed", "failed", error_message="The run was bound to no build.")
+        build = await patiently(lambda: self._shop.handler.build(build_id))
         if build.status != "active":
             why = f"The build {build.id} {build.status}: {build.error_message or build.summary}"
             return run_completed("failed", "build_failed", error_message=why)

@@ -1,4 +1,4 @@
-"""What the tests stand on: real PostgreSQL servers, a fresh database for each test, and the whole service as processes."""
+"""What the tests stand on: real PostgreSQL servers, an empty database for each test, the whole service as processes."""
 
 import os
 import secrets

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import secrets
 import tarfile
 import time
@@ -155,13 +156,13 @@ def told(response: httpx.Response) -> Json:
 
 def path_of(stream: str) -> str:
     """The path of a run or of a build."""
-    return f"/{stream.split('_')[0]}s/{stream}"
+    return f"/{stream.partition('_')[0]}s/{stream}"
 
 
 @contextmanager
 def following(http: httpx.Client, stream: str, after: int = 0, accept: str = NDJSON) -> Iterator[httpx.Response]:
     """The open stream of a feed."""
-    params = {"stream": "true", "after_id": after}
+    params: dict[str, str | int] = {"stream": "true", "after_id": after}
     with http.stream("GET", f"{path_of(stream)}/events", params=params, headers={"Accept": accept}) as response:
         assert response.status_code == 200, response.read()
         yield response
@@ -180,6 +181,34 @@ def whole_lines(response: httpx.Response) -> Iterator[bytes]:
         *lines, torn = (torn + chunk).split(b"\n")
         yield from lines
     assert torn == b"", f"the stream ends within a line: {torn[:200]!r}"
+
+
+def sse(text: bytes) -> tuple[list[tuple[str, bytes, str]], str]:
+    """What an EventSource makes of a stream: (type, data, last event id) for each event, and the id to resume from.
+
+    The algorithm of the HTML standard (9.2.6), as it stands there; an event without its blank line is thrown away.
+    """
+    events, kind, data, id_, last = [], "", b"", "", ""
+    *lines, _torn = re.split(b"\r\n|\r|\n", text)
+    for line in lines:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not line:
+            last = id_
+            if data:
+                events.append((kind or "message", data.removesuffix(b"\n"), last))
+            kind, data = "", b""
+        elif name == b"event":
+            kind = value.decode()
+        elif name == b"data":
+            data += value + b"\n"
+        elif name == b"id" and b"\0" not in value:
+            id_ = value.decode()
+    return events, last
+
+
+def sse_lines(text: bytes) -> list[bytes]:
+    return [data for _, data, _ in sse(text)[0]]
 
 
 def wait_for_event(http: httpx.Client, stream: str, wanted: Callable[[Json], object]) -> Json:

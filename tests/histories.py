@@ -109,8 +109,8 @@ def rows(url: str, query: str, *values: object) -> list[dict[str, Any]]:
 
 
 def table(url: str, name: str) -> list[dict[str, Any]]:
-    """A whole table, in an order of its own."""
-    return rows(url, f"SELECT * FROM {name} AS t ORDER BY t::text")
+    """A whole table, in the order of its first column."""
+    return rows(url, f"SELECT * FROM {name} AS t ORDER BY 1, t::text")
 
 
 async def feed_bytes(store: Store, stream: str) -> bytes:

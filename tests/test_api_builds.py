@@ -82,9 +82,8 @@ def test_one_that_is_queued_answers_whoever_waits_or_forces(service: Service, ht
         answers = {asked: ask(http, config_id, **options) for asked, options in ASKED.items()}
         assert engine.told(http.get("/events/head")) == head
         engine.told(http.post(f"/builds/{build_id}/cancel"))
-    assert {asked: answer.status_code for asked, answer in answers.items()} == {
-        **{"neither": 409, "wait": 200, "force": 200, "both": 200}
-    }
+    statuses = {asked: answer.status_code for asked, answer in answers.items()}
+    assert statuses == {"neither": 409, "wait": 200, "force": 200, "both": 200}
     assert (answers["neither"].json()["type"], answers["neither"].json()["build_id"]) == (BUSY, build_id)
     for asked in ("wait", "force", "both"):
         assert (answers[asked].json()["id"], answers[asked].json()["status"]) == (build_id, "queued")
@@ -96,9 +95,8 @@ def test_one_that_is_being_made_answers_whoever_waits(service: Service, http: ht
     with building(service, http, "in_the_making") as (config_id, build_id, _):
         answers = {asked: ask(http, config_id, **options) for asked, options in ASKED.items()}
         assert len(builds_of(http, config_id)) == 1
-    assert {asked: answer.status_code for asked, answer in answers.items()} == {
-        **{"neither": 409, "wait": 200, "force": 409, "both": 409}
-    }
+    statuses = {asked: answer.status_code for asked, answer in answers.items()}
+    assert statuses == {"neither": 409, "wait": 200, "force": 409, "both": 409}
     assert (answers["wait"].json()["id"], answers["wait"].json()["status"]) == (build_id, "building")
     for asked in ("neither", "force", "both"):
         assert (answers[asked].json()["type"], answers[asked].json()["build_id"]) == (BUSY, build_id)

@@ -112,6 +112,16 @@ def test_as_of_an_event_is_the_run_as_it_was_then(http: httpx.Client, config: st
     assert http.get(f"/runs/{now['id']}", params={"as_of": events[0]["id"] - 1}).status_code == 404
 
 
+def test_a_worker_shows_what_it_holds(service: Service, http: httpx.Client, config: str) -> None:
+    """While a run is in its hands, the worker of run.started is in the list, with a heartbeat."""
+    with engine.gate(service) as gate:
+        run_id = engine.start(http, config, f"wait_for({str(gate)!r})")["id"]
+        worker_id = engine.wait_for_event(http, run_id, engine.is_type("run.started"))["worker_id"]
+        (worker,) = (entry for entry in engine.told(http.get("/workers"))["data"] if entry["id"] == worker_id)
+    assert (worker["object"], worker["leases"]) == ("ade.worker", 1)
+    assert worker["heartbeat_at"].endswith("Z")
+
+
 # Options
 
 
@@ -298,7 +308,7 @@ def test_a_bad_list_parameter_is_400_and_named(http: httpx.Client, query: str) -
     """Malformed, out of range, or without a time zone: a problem document with the parameter's name."""
     answer = http.get(f"/runs?{query}")
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed")
-    assert answer.json()["parameter"] == query.split("=")[0]
+    assert answer.json()["parameter"] == query.partition("=")[0]
 
 
 # Creating it once, or not at all

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import socket
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 
@@ -10,8 +12,8 @@ import httpx
 import pytest
 
 from tests import engine
-from tests.conftest import Service, reachable_folder, running_service
 from tests.conftest import Server as Postgres
+from tests.conftest import Service, reachable_folder, running_service
 
 CONFIGS = f"/workspaces/{engine.WORKSPACE}/configs"
 DOCUMENTS = f"/workspaces/{engine.WORKSPACE}/documents"
@@ -75,12 +77,23 @@ def test_a_name_can_be_given_and_is_the_packages_own_otherwise(http: httpx.Clien
     assert own["digest"] == given["digest"]
 
 
+def test_a_workspace_exists_from_its_first_use(http: httpx.Client) -> None:
+    """In the list of workspaces, with the moment of that use; what lies in it is found there only."""
+    first, then = f"used-{time.time_ns()}", "/workspaces/never-used"
+    config = engine.register(http, engine.package("placed"), workspace=first)
+    (found,) = (entry for entry in engine.told(http.get("/workspaces"))["data"] if entry["id"] == first)
+    assert (found["object"], found["created_at"]) == ("ade.workspace", config["created_at"])
+    assert [entry["id"] for entry in engine.told(http.get(f"/workspaces/{first}/configs"))["data"]] == [config["id"]]
+    for of in ("configs", "documents", "runs"):
+        assert engine.told(http.get(f"{then}/{of}"))["data"] == []
+
+
 def tar_of(add: Callable[[tarfile.TarFile], None]) -> bytes:
     """A package with something more in it."""
     with io.BytesIO() as packed:
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for name, content in engine.package("crafted").items():
-                tar.addfile(_member(name, size=len(content)), io.BytesIO(content.encode()))
+                tar.addfile(_member(name, size=len(content)), io.BytesIO(str(content).encode()))
             add(tar)
         return gzip.compress(packed.getvalue(), 1)
 
@@ -146,7 +159,9 @@ def test_another_content_type_is_415(http: httpx.Client, media_type: str) -> Non
     assert (answer.status_code, answer.json()["type"]) == (415, "/problems/wrong-media-type")
 
 
-@pytest.mark.parametrize("path", ["/workspaces/UPPER/configs", "/workspaces/-dash/configs", f"/workspaces/{'x' * 64}/configs"])
+@pytest.mark.parametrize(
+    "path", ["/workspaces/UPPER/configs", "/workspaces/-dash/configs", f"/workspaces/{'x' * 64}/configs"]
+)
 def test_a_workspace_has_a_plain_name(http: httpx.Client, path: str) -> None:
     """400 for anything but lower-case letters, digits and `-`, at most 63."""
     headers = {"Content-Type": "application/gzip"}
@@ -214,6 +229,21 @@ def test_the_same_document_twice_is_stored_once(http: httpx.Client) -> None:
     assert http.post(DOCUMENTS, content=b"other", headers=key).json()["type"] == "/problems/idempotency-key-reused"
     other = http.post(DOCUMENTS, content=b"once").json()
     assert (other["sha256"], other["id"] == first.json()["id"]) == (first.json()["sha256"], False)
+
+
+@pytest.mark.parametrize("path", [DOCUMENTS, CONFIGS, "/configs/{config}/runs"])
+def test_a_client_that_hangs_up_while_it_sends_leaves_nothing(service: Service, http: httpx.Client, path: str) -> None:
+    """Half a body: no file, no event, and no traceback, as for every test here."""
+    before = engine.told(http.get("/events/head"))
+    address = httpx.URL(service.url)
+    with socket.create_connection((address.host, address.port or 80)) as connection:
+        path = f"/api/v1{path.format(config=engine.actor(http))}"
+        head = f"POST {path} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/gzip\r\nContent-Length: 999"
+        connection.sendall(f"{head}\r\n\r\n{'x' * 500}".encode())
+        if "runs" not in path:
+            engine.eventually(lambda: incoming(service), "the upload begins")
+    engine.eventually(lambda: not incoming(service), "the upload is thrown away")
+    assert engine.told(http.get("/events/head")) == before
 
 
 # Limits

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+import hypothesis
 import psycopg
 import pydantic
 import pytest
@@ -85,6 +86,23 @@ def test_every_control_event_is_a_move_and_every_move_an_event() -> None:
         assert moves[Phase.ENDED] == {}
 
 
+def test_the_rules_above_the_tables() -> None:
+    """A stream begins with its `…created` and ends with its `…completed`; work begins where it is queued and is lost
+    where it is done; whatever lives can be canceled and ended."""
+    living = {Phase.QUEUED, Phase.WORKING}
+    for kind, moves in KINDS.items():
+        after = {(name, phase): to for phase, allowed in moves.items() for name, to in allowed.items()}
+        steps = {name: {(phase, to) for (move, phase), to in after.items() if move == name} for name, _ in after}
+        assert steps.pop(f"{kind}.created") == {(Phase.NONE, Phase.QUEUED)}
+        assert steps.pop(f"{kind}.started") == {(Phase.QUEUED, Phase.WORKING)}
+        assert steps.pop(f"{kind}.completed") == {(phase, Phase.ENDED) for phase in living}
+        assert steps.pop(f"{kind}.cancel_requested") == {(phase, phase) for phase in living}
+        assert steps.pop("run.waiting", {(Phase.QUEUED, Phase.QUEUED)}) == {(Phase.QUEUED, Phase.QUEUED)}
+        assert all(stays == {(Phase.WORKING, Phase.WORKING)} for stays in steps.values())
+        assert move(moves, Phase.WORKING, f"{kind}.lost", {"next": "retry"}) is Phase.QUEUED
+        assert move(moves, Phase.WORKING, f"{kind}.lost", {"next": "fail"}) is Phase.WORKING
+
+
 def test_the_golden_log_is_a_history_that_the_lifecycles_allow() -> None:
     """Every golden stream of a run or build begins, moves and ends as its table says."""
     phases: dict[str, Phase] = {}
@@ -139,6 +157,8 @@ class Lives(RuleBasedStateMachine):
             built = [other for other in self.phases if other.startswith("build_")]
             self.build_of[stream] = known["build_id"] = data.draw(st.sampled_from([*built, None]))
         self.move(stream, f"{kind}.created", data, **known)
+        if known.get("build_id") in self.open:
+            self.move(stream, "run.waiting", data, for_="build")
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -149,6 +169,15 @@ class Lives(RuleBasedStateMachine):
             self.move(stream, data.draw(st.sampled_from(moves)), data)
             if not self.open:
                 return
+
+    @precondition(lambda self: Phase.WORKING in self.phases.values())
+    @rule(data=st.data())
+    def begin_again(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from([one for one in self.open if self.phases[one] is Phase.WORKING]))
+        kind = stream.partition("_")[0]
+        self.move(stream, f"{kind}.lost", data, next="retry")
+        self.move(stream, f"{kind}.started", data)
+        self.reached[f"{kind} begun again"] += 1
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), name=st.sampled_from(["run.log", "engine.run.completed", "engine.run.lost"]))
@@ -168,6 +197,10 @@ class Lives(RuleBasedStateMachine):
         after = moves_of(stream)[self.phases.get(stream, Phase.NONE)][name]
         self.phases[stream] = Phase.QUEUED if getattr(payload, "next", None) == "retry" else after
         self.reached.update([name, getattr(payload, "next", name)])
+        self.reached["a build that is waited for ends"] += any(
+            name == "build.completed" and build_id == stream and self.row(run_id, "runs")["waiting_for"] == "build"
+            for run_id, build_id in self.build_of.items()
+        )
         self.tell(stream, payload.event())
 
     def tell(self, stream: str, event: NewEvent) -> None:
@@ -182,11 +215,15 @@ class Lives(RuleBasedStateMachine):
     def log_of(self, *streams: str) -> list[Event]:
         return self.world.portal.call(self.world.store.log.control_events, *streams)
 
+    def row(self, stream: str, table: str) -> dict[str, Any]:
+        row = self.world.connection.execute(f"SELECT * FROM {table} WHERE id = %s".encode(), [stream]).fetchone()
+        assert row is not None
+        return row
+
     def check(self, stream: str, table: str, state: runs.Run | builds.Build) -> None:
         """The row says what the fold says, and no other move than the table's can be made from here."""
         assert state.phase is self.phases[stream]
-        row = self.world.connection.execute(f"SELECT * FROM {table} WHERE id = %s".encode(), [stream]).fetchone()
-        assert row is not None
+        row = self.row(stream, table)
         folded = {name: getattr(state, name) for name in state.__slots__ if name not in NO_COLUMN}
         assert written(row) == written(folded)
         self.reached[f"{table} {state.status}"] += 1
@@ -218,9 +255,16 @@ def test_the_tables_say_what_the_folds_say(world: World) -> None:
     to_reach |= {f"builds {status}" for status in ("queued", "building", "active", "failed", "canceled")}
     to_reach |= {f"waiting for {what}" for what in ("build", "worker", "safe_mode", None)} | {"retry", "fail"}
     Lives.world, Lives.reached = world, Counter()
-    few = settings(max_examples=30, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+    to_reach |= {"a build that is waited for ends", "run begun again", "build begun again"}
+    few = settings(
+        max_examples=30,
+        stateful_step_count=15,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[hypothesis.Phase.generate],  # not shrunk: each try is a hundred appends
+    )
     for _ in range(8):
         run_state_machine_as_test(Lives, settings=few)
-        if to_reach <= Lives.reached.keys():
+        if to_reach <= (+Lives.reached).keys():
             break
-    assert to_reach - Lives.reached.keys() == set()
+    assert to_reach - (+Lives.reached).keys() == set()

@@ -1,6 +1,7 @@
 """Real engines under real supervisors: all that they say is read, how they end is known, and nothing of them stays."""
 
 import os
+import resource
 import select
 import signal
 import statistics
@@ -173,6 +174,12 @@ os._exit(7)
             assert await process.wait() == Exit(4, None, killed=2)
             assert not lives(int(line))
 
+    async def test_a_process_with_a_misleading_name(self, tmp_path: Path) -> None:
+        """The kernel puts names into its process list as they are."""
+        (name := tmp_path / ") Z 0 (").symlink_to("/bin/sleep")
+        _, ended = await result(shell(f"'{name}' 1000 > /dev/null 2>&1 & while ! grep -q Z /proc/$!/comm; do :; done"))
+        assert ended == Exit(0, None, killed=1)
+
     async def test_a_process_without_its_first_thread_is_killed_too(self) -> None:
         """Its main thread has ended, so it looks like a zombie; its others run on."""
         code = """
@@ -225,6 +232,11 @@ class TestNoStart:
             assert await process.signal("SIGTERM") is None
             assert await process.stop(0) is None
 
+    async def test_a_limit_beyond_all_limits(self) -> None:
+        """Whatever goes wrong on the way to the engine is told."""
+        _, ended = await result(command("true", limits=Limits(file_bytes=2**70)))
+        assert ended.error == "Cannot start the engine (limits): Invalid argument"
+
     async def test_a_nul_is_refused(self) -> None:
         with pytest.raises(ValueError, match="NUL"):
             await result(command("true", "a\0b"))
@@ -259,10 +271,14 @@ class TestOutput:
         assert len(delays) == 40
         assert statistics.median(delays) < 20_000_000
 
-    async def test_the_stream_that_came_first_is_read_first(self) -> None:
-        """Also when both were there before anybody read."""
+    async def test_the_stream_that_came_first_is_read_first(self, tmp_path: Path) -> None:
+        """Also when both were there before anybody read, and whichever was read last."""
+        os.mkfifo(answer := tmp_path / "answer")
         for first, second in (("stdout", "stderr"), ("stderr", "stdout")):
-            async with running(shell(f"echo 1 > /dev/{first}; echo 2 > /dev/{second}")) as process:
+            code = f"echo 0 > /dev/{second}; read a < {answer}; echo 1 > /dev/{first}; echo 2 > /dev/{second}"
+            async with running(shell(code)) as process:
+                assert await process.read() == [(second, b"0\n")]
+                answer.write_text("go\n")
                 await process.wait()
                 assert await process.read() == [(first, b"1\n"), (second, b"2\n")]
                 assert await process.read() == []
@@ -294,6 +310,14 @@ while True:
         numbers = [int(number) for number in (output["stdout"] + output["stderr"]).split()]
         assert numbers == [i for i in (*range(0, 20000, 2), *range(1, 20000, 2)) for _ in range(125)]
 
+    async def test_an_engine_may_enlarge_its_pipe(self) -> None:
+        """What was left in it at the end is whole all the same."""
+        code = "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 2**20); os.write(1, b'x' * 2**20)"
+        async with running(python(code)) as process:
+            assert await process.wait() == Exit(0, None)
+            assert await read_all(process) == {"stdout": b"x" * 2**20, "stderr": b""}
+            assert await process.wait() == Exit(0, None)
+
     async def test_an_engine_may_close_its_output_and_live_on(self, tmp_path: Path) -> None:
         os.mkfifo(answer := tmp_path / "answer")
         async with running(shell(f"exec >&- 2>&-; read a < {answer}; exit 5")) as process:
@@ -316,13 +340,17 @@ while True:
 
     async def test_an_engine_that_takes_from_its_own_pipe(self) -> None:
         """It may steal its own lines, and nothing else happens."""
-        output, ended = await result(
-            python("import os, select\nr = os.open('/dev/stdout', os.O_RDONLY)\nfor _ in range(500): os.write(1, b'x'); "
-                   "select.select([r], [], [], 0)[0] and os.set_blocking(r, False)\n"
-                   "try: os.read(r, 1000)\nexcept BlockingIOError: pass")
-        )  # fmt: skip
+        code = """
+import os
+thief = os.open("/dev/stdout", os.O_RDONLY | os.O_NONBLOCK)
+for _ in range(2000):
+    os.write(1, b"x")
+    try: os.read(thief, 1)
+    except BlockingIOError: pass
+"""
+        output, ended = await result(python(code))
         assert ended == Exit(0, None)
-        assert len(output["stdout"]) <= 500
+        assert len(output["stdout"]) < 2000
 
 
 class TestStop:
@@ -368,6 +396,33 @@ time.sleep(10)
             await read_lines(process, 1)
             assert await process.signal("SIGUSR1") is not None
             assert (await read_all(process))["stdout"] == b"got\n"
+
+    async def test_an_answer_is_for_whoever_asked(self) -> None:
+        """Also when an earlier one no longer waits for it."""
+        async with running(shell("echo; exec sleep 1000")) as process:
+            await read_lines(process, 1)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await process.signal("SIGWINCH")
+            assert await process.signal("SIGCONT") == Signaled("SIGCONT", 1)
+
+    async def test_a_signal_that_comes_too_late(self) -> None:
+        """The supervisor finds the order beside the news that the engine has ended. No one gets the signal."""
+        async with running(shell("echo; exec sleep 1000")) as process:
+            await read_lines(process, 1)
+            assert process.pid is not None
+            os.kill(process._supervisor.pid, signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGKILL)
+            await_death(process.pid)
+            async with anyio.create_task_group() as tasks:
+
+                async def ask() -> None:
+                    assert await process.signal("SIGTERM") is None
+
+                tasks.start_soon(ask)
+                await anyio.lowlevel.checkpoint()
+                os.kill(process._supervisor.pid, signal.SIGCONT)
+            assert await process.wait() == Exit(None, "SIGKILL")
 
     async def test_an_unread_engine_can_be_stopped(self) -> None:
         """A flood that nobody reads delays nothing."""
@@ -429,15 +484,18 @@ anyio.run(main)
             await read_lines(process, 1)
             assert process.pid is not None
             os.kill(process._supervisor.pid, signal.SIGKILL)
+            await_death(process._supervisor.pid)
+            assert await process.signal("SIGTERM") is None
             ended = await process.wait()
             assert ended == Exit(None, None, error="The engine's supervisor was killed, and the engine with it")
             await_death(process.pid)
             assert await process.stop(0) is None
 
     async def test_a_supervisor_outlives_polite_signals(self) -> None:
-        """A service manager that signals every process of the service does not orphan an engine."""
+        """Neither Ctrl-C nor a service manager that signals every process of the service orphans an engine."""
         async with running(shell("echo; sleep 1000")) as process:
             await read_lines(process, 1)
+            assert os.getsid(process._supervisor.pid) not in (os.getsid(0), process.pid)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 os.kill(process._supervisor.pid, number)
             assert await process.stop(5) == Signaled("SIGTERM", 0)
@@ -448,6 +506,11 @@ class TestSurroundings:
         given = {"A": "1=2", "EMPTY": "", "LINES": "a\nb", "Ü": "ü\udcff"}
         output, _ = await result(command("/bin/cat", "/proc/self/environ", env=given))
         assert output["stdout"] == b"A=1=2\0EMPTY=\0LINES=a\nb\0" + "Ü=ü".encode() + b"\xff\0"
+
+    async def test_our_environment_is_nowhere_to_be_seen(self) -> None:
+        """An engine of the same user may look into its parent, which has none of the service's secrets."""
+        output, _ = await result(shell("cat /proc/$PPID/environ"))
+        assert output == {"stdout": b"", "stderr": b""}
 
     async def test_arguments_arrive_as_they_are(self) -> None:
         arguments = ("", "a b", "$HOME", "a\nb", "ü", "'", '"')
@@ -465,10 +528,13 @@ class TestSurroundings:
         """Its own session, no signal blocked or ignored, private files, no way to more rights, no core files."""
         code = "ulimit -c; ps -o sid=,pgid= $$; pwd; cat /proc/self/status"
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        cores = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (cores[1], cores[1]))
         try:
             output, _ = await result(command("/bin/sh", "-c", code, cwd=tmp_path))
         finally:
             signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, cores)
         core, ids, folder, *status = output["stdout"].decode().splitlines()
         session, group = ids.split()
         assert (core, folder, session) == ("0", str(tmp_path), group)
@@ -513,7 +579,12 @@ class TestAccount:
     async def test_the_engine_is_nobody(self, account: Account) -> None:
         """User, group, no other groups; and it may open its own output by name."""
         code = "id -u; id -g; id -G; echo x > /dev/stdout; echo y > /dev/stderr"
-        output, ended = await result(Command(("/bin/sh", "-c", code), Path("/"), ENVIRONMENT, account=account))
+        groups = os.getgroups()
+        os.setgroups([*groups, 4242])
+        try:
+            output, ended = await result(Command(("/bin/sh", "-c", code), Path("/"), ENVIRONMENT, account=account))
+        finally:
+            os.setgroups(groups)
         assert output == {"stdout": f"{account.uid}\n{account.gid}\n{account.gid}\nx\n".encode(), "stderr": b"y\n"}
         assert ended == Exit(0, None)
 

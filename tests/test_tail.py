@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import psycopg
@@ -124,11 +124,11 @@ async def test_work_is_hinted_by_control_events_alone(store: Store) -> None:
     async with await psycopg.AsyncConnection.connect(store.database.url, autocommit=True) as listener:
         for channel in (LOG, WORK):
             await listener.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-        heard = listener.notifies(timeout=PATIENCE_S)
-        await append(store, LINE)
-        assert (await anext(heard)).channel == LOG
-        await append(store, NOTED)
-        assert [(await anext(heard)).channel for _ in range(2)] == [LOG, WORK]
+        async with aclosing(listener.notifies(timeout=PATIENCE_S)) as heard:
+            await append(store, LINE)
+            assert (await anext(heard)).channel == LOG
+            await append(store, NOTED)
+            assert [(await anext(heard)).channel for _ in range(2)] == [LOG, WORK]
 
 
 async def test_a_tail_outlives_its_connections(every_store: Store) -> None:

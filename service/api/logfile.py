@@ -84,13 +84,22 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
         headers |= ranges.content_range(start, stop, content.size)
         body = _nothing() if head else content.read(start, stop)
         return StreamingResponse(body, 206, headers, MEDIA_TYPE)
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if _takes_gzip(request.headers.get("accept-encoding", "")):
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         headers["ETag"] = f'W/"{feed.stream}-{upto}"'
         return StreamingResponse(_nothing() if head else _gzip(content), 200, headers, MEDIA_TYPE)
     headers |= {"Content-Length": str(content.size), "Vary": "Accept-Encoding"}
     body = _nothing() if head else content.read(0, content.size)
     return StreamingResponse(body, 200, headers, MEDIA_TYPE)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether ``Accept-Encoding`` names gzip, and not to refuse it."""
+    for entry in accepted.lower().split(","):
+        name, _, quality = entry.partition(";")
+        if name.strip() == "gzip":
+            return re.fullmatch(r"\s*q=0(\.0*)?\s*", quality) is None
+    return False
 
 
 def _names_prefix(etag: str, feed: Feed, upto: int) -> bool:

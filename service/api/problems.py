@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pydantic
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from eventstore.errors import Unavailable
@@ -81,7 +81,14 @@ async def handle(_request: Request, error: Exception) -> Response:
     answer = problem(to_refusal(error))
     if isinstance(error, HTTPException) and error.headers:
         answer.headers.update(error.headers)
+    if isinstance(error, errors.RangeNotSatisfiable):
+        answer.headers["Content-Range"] = f"bytes */{error.facts['size']}"
     return answer
+
+
+async def handle_hang_up(_request: Request, _error: Exception) -> Response:
+    """The client went away in the middle of its body: an answer that nobody reads, and no news."""
+    return Response(status_code=400)
 
 
 async def handle_bug(request: Request, _error: Exception) -> Response:
@@ -100,5 +107,6 @@ HANDLERS: dict[Any, Handler] = {
     Unavailable: handle,
     pydantic.ValidationError: handle,
     HTTPException: handle,
+    ClientDisconnect: handle_hang_up,
     Exception: handle_bug,
 }

@@ -22,6 +22,8 @@ def span(request: Request, size: int, holds: Callable[[str], bool]) -> tuple[int
     if condition is not None and not holds(condition.strip()):
         return None
     first, last = found.groups()
+    if first and last and int(last) < int(first):
+        return None
     if first == "":
         start, stop = max(size - int(last), 0), size
     else:

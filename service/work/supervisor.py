@@ -83,15 +83,15 @@ def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor:
     """Turn into the engine, or report which step failed. Never returns."""
     folder, cpu, memory, file, uid, gid, count, *rest = command.split(b"\0")[:-1]
     arguments, variables = rest[: int(count)], rest[int(count) :]
-    step = "process"
+    step, number = "process", errno.EINVAL  # what an error without a number amounts to: a value too large
     try:
         os.setsid()
         os.umask(0o077)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)  # what is ignored would stay ignored in the engine
+        for name in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(name, signal.SIG_DFL)  # what is ignored would stay ignored in the engine
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number, descriptor in enumerate((os.open("/dev/null", os.O_RDONLY), stdout, stderr)):
-            os.dup2(descriptor, number)
+        for place, descriptor in enumerate((os.open("/dev/null", os.O_RDONLY), stdout, stderr)):
+            os.dup2(descriptor, place)
         step = "account"
         if uid:
             os.setgroups([])
@@ -112,10 +112,9 @@ def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor:
         environment = dict(variable.split(b"=", 1) for variable in variables)
         os.execvpe(arguments[0], arguments, environment)  # noqa: S606 - running it is what this is for
     except OSError as error:
-        os.write(report, f"{step} {error.errno}".encode())
-    except MemoryError:
-        os.write(report, f"{step} {errno.ENOMEM}".encode())
+        number = error.errno or number
     finally:
+        os.write(report, f"{step} {number}".encode())
         os._exit(127)
 
 
@@ -166,11 +165,12 @@ class Supervisor:
         except ConnectionResetError:  # gone before it took every fact
             return False
         *lines, self.order = (self.order + orders).split(b"\n")
+        self.reap()  # an engine that has ended takes no signal
         for line in lines:
             match line.split():
                 case [b"kill"]:
                     say(self.control, f"signaled {signal.SIGKILL} {self.kill()}")
-                case [b"signal", number] if self.status is None:  # afterwards its group may be another's
+                case [b"signal", number] if self.status is None:  # else its group may be another's by now
                     os.killpg(self.engine, int(number))
                     say(self.control, f"signaled {int(number)} {len(descendants())}")
         return bool(orders)

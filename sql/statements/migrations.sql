@@ -8,6 +8,9 @@ SELECT pg_advisory_xact_lock(4702111234474983746);
 CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, digest text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp());
 
+-- has_migrations: whether anything was ever applied.
+SELECT to_regclass('schema_migrations') IS NOT NULL AS known;
+
 -- migrations: what was applied.
 SELECT name, digest FROM schema_migrations ORDER BY name;
 

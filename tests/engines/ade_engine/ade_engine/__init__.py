@@ -1,0 +1,1 @@
+"""The smallest engine that honours the default command line and writes its report as NDJSON on stderr."""

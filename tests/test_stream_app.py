@@ -1,0 +1,167 @@
+"""The ASGI app of a stream, over a real log: keep-alives, hang-ups, clients that stop reading, and the drain."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+
+from eventstore import Feed
+from eventstore.tail import LOG, Hints
+from service.api import streams
+from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Frame, Stream
+from service.commands import run_completed
+from service.hub import Hub
+from tests.conftest import Store
+from tests.histories import line, run_created, run_started, tell
+
+pytestmark = pytest.mark.anyio
+
+RUN = "run_1"
+FEED = Feed(RUN, "build_1", 1, None)
+FORMS = pytest.mark.parametrize(("form", "frame"), [(Form.NDJSON, NDJSON_FRAME), (Form.SSE, SSE_FRAME)])
+PATIENCE_S = 10
+
+
+class Connection:
+    """A connection as an ASGI server hands it to an app, and what its client does."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.ended = False
+        self.hung_up = anyio.Event()
+        self.reads = anyio.Event()
+        self.reads.set()
+        self._arrived = anyio.Event()
+
+    async def receive(self) -> Any:
+        await self.hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        await self.reads.wait()
+        self.body += message.get("body", b"")
+        self.ended = not message.get("more_body", True)
+        self._arrived.set()
+
+    async def until(self, wanted: bytes, count: int = 1) -> None:
+        """Until these bytes have come so often."""
+        while self.body.count(wanted) < count:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+
+@pytest.fixture
+async def hub(store: Store) -> AsyncIterator[Hub]:
+    """A hub over a log in which a run has started."""
+    await tell(store, RUN, run_created(), run_started())
+    hints = Hints(store.database, LOG)
+    hub = Hub(store.log, hints)
+    async with anyio.create_task_group() as tasks:
+        for service in (hints, hub):
+            await tasks.start(service.run)
+        yield hub
+        tasks.cancel_scope.cancel()
+
+
+def stream(hub: Hub, form: Form, frame: Frame, **options: Any) -> Stream:
+    return Stream(hub, FEED, 0, form, frame, "log_1", **options)
+
+
+@FORMS
+async def test_a_silent_feed_is_kept_alive(
+    store: Store, hub: Hub, form: Form, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty line, or a comment, again and again; then the next event, and after the terminal one the end."""
+    monkeypatch.setattr(streams, "KEEP_ALIVE_S", 0.02)
+    connection = Connection()
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream(hub, form, frame), {}, connection.receive, connection.send)
+            await connection.until(b"\n\n" if form is Form.NDJSON else b": alive\n\n", 3)
+            await tell(store, RUN, line(RUN, "at last"), run_completed("succeeded", "completed").event())
+    assert connection.ended
+    assert connection.body.index(b"at last") < connection.body.index(b"run.completed")
+    lines = [piece.removeprefix(b"data: ") for piece in connection.body.split(b"\n") if b'{"id"' in piece]
+    assert [orjson.loads(found)["seq"] for found in lines] == [1, 2, 3, 4]
+
+
+@FORMS
+async def test_a_client_that_hangs_up_leaves_nothing_behind(hub: Hub, form: Form, frame: Frame) -> None:
+    """The app returns at once, the hub watches nothing for it, and what was to be told of it is told, once."""
+    connection, told = Connection(), 0
+
+    async def on_hang_up() -> None:
+        nonlocal told
+        told += 1
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            app = stream(hub, form, frame, on_hang_up=on_hang_up)
+            tasks.start_soon(app, {}, connection.receive, connection.send)
+            await connection.until(b"run.started")
+            assert len(hub._rings) == 1
+            connection.hung_up.set()
+    assert (hub._rings, told, connection.ended) == ({}, 1, False)
+
+
+async def test_a_client_that_stops_reading_is_let_go(store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the send timeout, as if it had hung up; until then it holds nothing but its cursor."""
+    monkeypatch.setattr(streams, "SEND_TIMEOUT_S", 0.05)
+    connection, gone = Connection(), anyio.Event()
+
+    async def on_hang_up() -> None:
+        gone.set()
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            app = stream(hub, Form.NDJSON, NDJSON_FRAME, on_hang_up=on_hang_up)
+            tasks.start_soon(app, {}, connection.receive, connection.send)
+            await connection.until(b"run.started")
+            connection.reads = anyio.Event()
+            await tell(store, RUN, line(RUN, "unread"))
+            await gone.wait()
+    assert hub._rings == {}
+    assert b"unread" not in connection.body
+
+
+@FORMS
+async def test_a_drain_ends_a_stream_between_two_events(store: Store, hub: Hub, form: Form, frame: Frame) -> None:
+    """The response ends whole, an EventSource is told when to come back, and nobody was canceled by a hang-up."""
+    connection = Connection()
+
+    async def on_hang_up() -> None:
+        pytest.fail("a server that stops is no client that hangs up")
+
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            app = stream(hub, form, frame, on_hang_up=on_hang_up)
+            tasks.start_soon(app, {}, connection.receive, connection.send)
+            await connection.until(b"run.started")
+            hub.drain()
+    assert connection.ended
+    assert connection.body.endswith(b"\n")
+    if form is Form.SSE:
+        retry = re.search(rb"\n\nretry: (\d+)\n\n\Z", connection.body)
+        assert retry is not None
+        assert 1000 <= int(retry[1]) <= 5000
+    late = Connection()
+    with anyio.fail_after(PATIENCE_S):
+        await stream(hub, form, frame)({}, late.receive, late.send)
+    assert late.ended
+    assert b"run.started" in late.body, "who comes while the server stops gets what there is"
+
+
+@FORMS
+async def test_nothing_follows_the_terminal_event(store: Store, hub: Hub, form: Form, frame: Frame) -> None:
+    """Though its build goes on: the feed ends at run.completed, also when it was opened before that."""
+    await tell(store, RUN, run_completed("canceled", "canceled").event())
+    await tell(store, "build_1", line("build_1", "later"))
+    connection = Connection()
+    with anyio.fail_after(PATIENCE_S):
+        await stream(hub, form, frame)({}, connection.receive, connection.send)
+    assert connection.ended
+    assert b"run.completed" in connection.body
+    assert b"later" not in connection.body
