@@ -141,7 +141,7 @@ class Append:
 class Appended:
     """Where an append landed: the ids ``first_id..last_id``, in the order of its parts.
 
-    ``duplicate`` says that it had landed before; its ids are those of the first time.
+    ``duplicate`` says that it had landed before: its ids are those of the first time, 0 where only a position said so.
     """
 
     first_id: int

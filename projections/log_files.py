@@ -31,6 +31,7 @@ class LogFiles:
         self._after: int | None = None
         self._files: dict[str, FeedFile] = {}
         self._runs_beside: dict[str, set[str]] = defaultdict(set)
+        self._build_beside: dict[str, str] = {}
 
     async def step(self) -> bool:
         """One page of the log; whether there was anything."""
@@ -56,6 +57,7 @@ class LogFiles:
         self._after = row["id"] if row else 0
         for row in await self._database.rows("runs_beside_builds", after=self._after):
             self._runs_beside[row["build_id"]].add(row["id"])
+            self._build_beside[row["id"]] = row["build_id"]
 
     def _sort(self, page: Sequence[Line]) -> dict[str, list[Line]]:
         """The page by the feeds that its lines belong to."""
@@ -70,12 +72,21 @@ class LogFiles:
                 build_id = orjson.loads(line.line)["build_id"]
                 if build_id is not None:
                     self._runs_beside[build_id].add(line.stream)
+                    self._build_beside[line.stream] = build_id
             elif line.type == "run.completed":
-                for runs in self._runs_beside.values():
-                    runs.discard(line.stream)
+                self._part(line.stream)
             elif line.type == "build.completed":
-                self._runs_beside.pop(line.stream, None)
+                for run in list(self._runs_beside.get(line.stream, ())):
+                    self._part(run)
         return sorted_
+
+    def _part(self, run: str) -> None:
+        """The run has no build beside it any more."""
+        build_id = self._build_beside.pop(run, None)
+        if build_id is not None:
+            self._runs_beside[build_id].discard(run)
+            if not self._runs_beside[build_id]:
+                del self._runs_beside[build_id]
 
     async def _write(self, stream: str, lines: Sequence[Line]) -> None:
         file = self._files.get(stream)

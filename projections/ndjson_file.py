@@ -26,7 +26,7 @@ class End:
 
 
 def end_of(path: Path) -> End:
-    """The end of a file that somebody may be writing; nothing where there is no file."""
+    """The end of a file that somebody may be writing; nothing where there is no file of ours."""
     try:
         opened = path.open("rb")
     except FileNotFoundError:
@@ -37,7 +37,10 @@ def end_of(path: Path) -> End:
             return End(0, 0)
         start = _line_end_before(opened.fileno(), stop - 1)
         opened.seek(start)
-        return End(stop, orjson.loads(opened.read(stop - start))["id"])
+        try:
+            return End(stop, int(orjson.loads(opened.read(stop - start))["id"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return End(0, 0)  # somebody else wrote here: it is made again from the log
 
 
 def _line_end_before(descriptor: int, size: int) -> int:

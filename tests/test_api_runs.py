@@ -103,12 +103,13 @@ def test_tailing_from_a_snapshot_loses_and_repeats_nothing(service: Service, htt
 
 
 def test_as_of_an_event_is_the_run_as_it_was_then(http: httpx.Client, config: str) -> None:
-    """Each event of the feed gives the state at it; the last one the present; before the first there is no run."""
+    """Each event gives the state at it; the last one, and any later id, the present; before the first is no run."""
     now, events = engine.run(http, config, "print('hello')")
     seen = [engine.told(http.get(f"/runs/{now['id']}", params={"as_of": event["id"]})) for event in events]
     assert [run["status"] for run in seen] == ["queued", "running", "running", "succeeded"]
     assert [run["last_event_id"] for run in seen] == [event["id"] for event in events]
-    assert seen[-1] == now
+    later, _ = engine.run(http, config, dry_run=True)
+    assert engine.told(http.get(f"/runs/{now['id']}", params={"as_of": later["last_event_id"]})) == seen[-1] == now
     assert http.get(f"/runs/{now['id']}", params={"as_of": events[0]["id"] - 1}).status_code == 404
 
 

@@ -234,10 +234,10 @@ def test_the_same_document_twice_is_stored_once(http: httpx.Client) -> None:
 @pytest.mark.parametrize("path", [DOCUMENTS, CONFIGS, "/configs/{config}/runs"])
 def test_a_client_that_hangs_up_while_it_sends_leaves_nothing(service: Service, http: httpx.Client, path: str) -> None:
     """Half a body: no file, no event, and no traceback, as for every test here."""
+    path = f"/api/v1{path.format(config=engine.actor(http))}"
     before = engine.told(http.get("/events/head"))
     address = httpx.URL(service.url)
     with socket.create_connection((address.host, address.port or 80)) as connection:
-        path = f"/api/v1{path.format(config=engine.actor(http))}"
         head = f"POST {path} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/gzip\r\nContent-Length: 999"
         connection.sendall(f"{head}\r\n\r\n{'x' * 500}".encode())
         if "runs" not in path:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from contextlib import asynccontextmanager
 
 import anyio
 import psycopg
@@ -64,8 +65,11 @@ async def test_a_change_is_refused_by_a_trigger(every_store: Store, change: str)
     assert await every_store.log.read(0) == before
 
 
+opened = asynccontextmanager(open_store)
+
+
 async def append_two_to(url: str) -> None:
-    async for store in open_store(url):
+    async with opened(url) as store:
         await append_two(store)
 
 
@@ -93,7 +97,7 @@ def owner(every_server: Server) -> Iterator[str]:
 
 async def test_an_ordinary_owner_can_append_and_read(owner: str) -> None:
     """The program needs to own its database, and no more."""
-    async for store in open_store(owner):
+    async with opened(owner) as store:
         head = await store.log.head()
         assert await append_two(store) == Appended(head + 1, head + 2)
         assert len(await store.log.read(head)) == 2

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -22,6 +22,7 @@ from tests.conftest import Server, open_store
 
 pytestmark = pytest.mark.anyio
 
+opened = asynccontextmanager(open_store)
 NAIVE = Path(__file__).parent / "naive"
 LINE = NewEvent("job.line", b"{}", bulk=True)
 PATIENCE_S = 20
@@ -153,7 +154,7 @@ def naive_take(session: Connection) -> Awaitable[object]:
 
 async def expired_lease(url: str) -> int:
     """The token of an expired lease of job_1, whose first event is 1."""
-    async for store in open_store(url):
+    async with opened(url) as store:
         await store.appender.append(Append((Part("job_1", [LINE], "ws"),)))
         lease = await Leases(store.database, "old", 0).take("job_1")
     assert lease is not None

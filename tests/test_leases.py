@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from eventstore import Append, Appended, Lease, Leases, NewEvent, Part, encode
-from eventstore.errors import Conflict, Fenced, InvalidEvent
+from eventstore.errors import Conflict, Fenced
 from tests.conftest import Store
 
 pytestmark = pytest.mark.anyio
@@ -89,12 +89,6 @@ async def test_every_token_counts_from_the_beginning(store: Store) -> None:
     await store.appender.append(under(old.token, 0, LINE, LINE))
     new = await taken(me)
     assert await store.appender.append(under(new.token, 0, LINE)) == Appended(4, 4)
-
-
-async def test_a_position_needs_a_token(store: Store) -> None:
-    """Nobody counts without a lease: unjudged, it would move the count of whoever holds one."""
-    with pytest.raises(InvalidEvent):
-        await store.appender.append(Append((Part("job_1", (LINE,), "ws", position=0),)))
 
 
 async def test_a_live_lease_cannot_be_taken(store: Store) -> None:

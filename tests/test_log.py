@@ -283,6 +283,7 @@ async def test_nothing_follows_a_terminal_event(every_store: Store) -> None:
         pytest.param(to("job_1", NewEvent("job.x", b"[]")), id="a payload that is no object"),
         pytest.param(to("job_1", NewEvent("job.x", b"")), id="no payload"),
         pytest.param(to("job_1", ENDED, LINE), id="a line after the end"),
+        pytest.param(Append((Part("job_1", (LINE,), "ws", position=0),)), id="a position under no token"),
     ],
 )
 def test_what_the_log_must_never_hold_is_invalid(append: Append) -> None:

@@ -240,6 +240,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(wish=WISHES)
     def append(self, wish: Wish) -> None:
         """By the appender, as everybody does it."""
+        self.take_what_is_wanted([wish])
         append = self.meant(wish)
         try:
             outcome = told(self.wait(self.store.appender.append(append)))
@@ -250,6 +251,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(wishes=st.lists(WISHES, min_size=2, max_size=6))
     def append_in_one_batch(self, wishes: list[Wish]) -> None:
         """Each of a batch is judged by what those before it have left."""
+        self.take_what_is_wanted(wishes)
         appends, expected = [], []
         for wish in wishes:
             appends.append(self.meant(wish))
@@ -258,6 +260,12 @@ class LogMachine(RuleBasedStateMachine):
         assert [
             told(_answer(append, row["outcome"], row)) for append, row in zip(appends, rows, strict=True)
         ] == expected
+
+    def take_what_is_wanted(self, wishes: list[Wish]) -> None:
+        """So that most of those who want to write under a lease can."""
+        for stream in sorted({part.stream for wish in wishes for part in wish.parts if part.leased}):
+            if f"{self.name}-{stream}" not in self.model.tokens:
+                self.take(stream)
 
     @rule(stream=STREAMS)
     def take(self, stream: int) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import anyio
@@ -187,9 +188,12 @@ NOTED = NewEvent("job.noted", b"{}")
 ENDED = NewEvent("job.ended", b"{}", ends=True)
 
 
+opened = asynccontextmanager(open_store)
+
+
 async def tell(url: str) -> None:
     """A run with a build beside it, and what went on around them."""
-    async for store in open_store(url):
+    async with opened(url) as store:
         for stream, events in (
             ("build_1", (NOTED, LINE, LINE)),  # 1-3: before the run was created
             ("run_2", (NOTED,)),  # 4: another run

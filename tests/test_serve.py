@@ -27,6 +27,7 @@ SETTINGS = {
     "ADE_DRAIN_SECONDS": str(DRAIN_S),
     "ADE_CANCEL_GRACE_SECONDS": "1",
 }
+SILENT = "print(os.getpid())\nwhile True: time.sleep(1)"
 TICKING = "print(os.getpid())\nwhile True: print('tick'); time.sleep(.01)"
 
 
@@ -258,7 +259,7 @@ def test_a_worker_that_was_asleep_beyond_its_lease_writes_nothing_more(
             f"while not Path({str(gate)!r}).exists(): print('importing', flush=True); time.sleep(.01)"
         )
         with paused(processes(second)["worker"]):
-            run_id, pid = started(http)
+            run_id, pid = started(http, SILENT)
             waiting = engine.start(http, engine.register(http, files)["id"])
             build_id = waiting["build_id"]
             engine.wait_for_event(http, build_id, engine.says("importing"))

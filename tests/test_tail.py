@@ -20,7 +20,7 @@ NOTED = NewEvent("job.noted", b"{}")
 LINE = NewEvent("job.line", b"{}", bulk=True)
 NEVER_S = 3600.0
 """A poll that no test lives to see: what arrives was hinted."""
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
 
 
 @asynccontextmanager
@@ -40,12 +40,17 @@ async def append(store: Store, *events: NewEvent) -> None:
     await store.appender.append(Append((Part("job_1", events, "ws"),)))
 
 
+async def page_of(pages: AsyncIterator[list[Line]]) -> list[int]:
+    """The ids of a tail's next page, which must come."""
+    with anyio.fail_after(PATIENCE_S):
+        return [line.id for line in await anext(pages)]
+
+
 async def ids_of(pages: AsyncIterator[list[Line]], upto: int) -> list[int]:
     """The ids that a tail brings, up to one that must come."""
     ids: list[int] = []
-    with anyio.fail_after(PATIENCE_S):
-        while not ids or ids[-1] < upto:
-            ids += [line.id for line in await anext(pages)]
+    while not ids or ids[-1] < upto:
+        ids += await page_of(pages)
     return ids
 
 
@@ -54,7 +59,7 @@ async def test_a_tail_catches_up_page_by_page_and_then_follows(every_store: Stor
     await append(every_store, *[LINE] * 25)
     async with hints_of(every_store) as hints:
         pages = follow(every_store.log, hints, 3, limit=10)
-        caught_up = [[line.id for line in await anext(pages)] for _ in range(3)]
+        caught_up = [await page_of(pages) for _ in range(3)]
         assert caught_up == [list(range(4, 14)), list(range(14, 24)), [24, 25]]
         await append(every_store, LINE)
         assert await ids_of(pages, 26) == [26]
@@ -63,17 +68,17 @@ async def test_a_tail_catches_up_page_by_page_and_then_follows(every_store: Stor
 async def test_an_empty_page_says_that_the_tail_has_caught_up(store: Store) -> None:
     """At the head, and where the last page was full to the brim."""
     async with hints_of(store) as hints:
-        assert await anext(follow(store.log, hints, 0)) == []
+        assert await page_of(follow(store.log, hints, 0)) == []
         await append(store, *[LINE] * 10)
         pages = follow(store.log, hints, 0, limit=10)
-        assert [len(await anext(pages)) for _ in range(2)] == [10, 0]
+        assert [len(await page_of(pages)) for _ in range(2)] == [10, 0]
 
 
 async def test_a_tail_waits_for_no_poll(store: Store) -> None:
     """A hint brings what was appended while the tail waited."""
     async with hints_of(store) as hints:
         pages = follow(store.log, hints, 0)
-        assert await anext(pages) == []
+        assert await page_of(pages) == []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(append, store, NOTED)
             assert await ids_of(pages, 1) == [1]
@@ -83,7 +88,7 @@ async def test_a_hint_between_the_read_and_the_wait_is_not_lost(store: Store) ->
     """It is asked for before the read: what came in between does not wait for the next one."""
     async with hints_of(store) as hints:
         pages = follow(store.log, hints, 0)
-        assert await anext(pages) == []
+        assert await page_of(pages) == []
         hinted = hints.next()
         await append(store, NOTED)
         with anyio.fail_after(PATIENCE_S):
@@ -101,7 +106,7 @@ async def test_a_lost_hint_costs_no_more_than_a_poll(store: Store) -> None:
             await append(store, LINE)
             assert await ids_of(pages, n) == [n]
         begun = time.monotonic()
-        assert await anext(pages) == []
+        assert await page_of(pages) == []
         assert time.monotonic() - begun >= 0.05, "it did not wait for the poll"
         tasks.cancel_scope.cancel()
 
@@ -115,7 +120,7 @@ async def test_an_early_or_doubled_hint_changes_nothing(store: Store) -> None:
         for _ in range(20):
             hints.pulse()
             hints.pulse()
-            ids += [line.id for line in await anext(pages)]
+            ids += await page_of(pages)
         assert ids == [1, 2, 3, 4, 5]
 
 
@@ -168,7 +173,7 @@ async def test_pages_of_any_size_bring_everything_once(
     ids: list[int] = []
     for step in [*steps, *[None] * (sum(step or 0 for step in steps) + back)]:
         if step is None:
-            page = [line.id for line in await anext(pages)]
+            page = await page_of(pages)
             assert len(page) == min(limit, head - after - len(ids))
             event("a full page" if len(page) == limit else "a page that ends at the head")
             ids += page

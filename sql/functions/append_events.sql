@@ -35,7 +35,6 @@ DECLARE
     known     record;
     lease     record;
     kept      record;
-    base      bigint;
     moved     boolean := false;             -- whether a control event was accepted
     row_stream text[] := '{}'; row_workspace text[] := '{}';
     row_id bigint[] := '{}'; row_seq bigint[] := '{}'; row_from int[] := '{}'; row_count int[] := '{}';
