@@ -12,7 +12,7 @@ serve: .venv/installed
 	@$(BIN)/ade serve
 
 test: .venv/installed-dev
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses=2 --dist=loadfile  # each has PostgreSQL servers and a service of its own
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check .

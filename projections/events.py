@@ -293,5 +293,14 @@ class SafeModeChanged(Payload, wire="safe_mode.changed"):
     reason: str | None = None
 
 
+class EventRedacted(Payload, wire="event.redacted"):
+    """The payloads of these events of ``stream`` were erased; each was replaced by its hash."""
+
+    stream: str
+    event_ids: list[int]
+    requested_by: str
+    reason: str
+
+
 TERMINAL = frozenset(wire for wire, payload in registry.items() if payload.ends)
 """What ends a stream. Exactly these: an engine may well call an event of its own ``engine.run.completed``."""

@@ -1,4 +1,4 @@
-"""Keeps what is caught up, not inline, current: the tables of lines, and the log files.
+"""Keeps what is caught up, not inline, current: the tables of lines, the log files, and the seals of the log.
 
 One projector of a deployment works at a time; a lease elects it. It can be killed at any moment: a table and its
 checkpoint commit together, and a file is resumed from its last whole line.
@@ -13,6 +13,7 @@ from anyio.abc import TaskStatus
 from eventstore import Database, Lease, Leases, Log
 from eventstore.clock import jitter
 from eventstore.errors import Unavailable
+from eventstore.seals import Sealer
 from eventstore.tail import Hints
 from projections.log_files import LogFiles, PathOf
 from projections.tables import CAUGHT_UP
@@ -53,6 +54,7 @@ class Projector:
             async with anyio.create_task_group() as tasks:
                 for step in steps:
                     tasks.start_soon(self._follow, step)
+                tasks.start_soon(Sealer(self._database).run)
                 tasks.start_soon(self._keep_house)
                 await self._stay_elected(lease)
                 tasks.cancel_scope.cancel()

@@ -27,6 +27,7 @@ COALESCE_S = 0.002
 """The least time between two looks; an idle feed's line is passed on at once."""
 COALESCE_VIEWER_S = 20e-6
 """What each woken viewer adds to that: about what it costs to send it something."""
+SYSTEM = Feed("system_log", None, first_id=1, ended_id=None)
 RING_LINES = 4_000
 RING_BYTES = 2**20
 """Of one feed, beyond the lines of the newest look."""
@@ -68,6 +69,13 @@ class Ring:
             self.floor = self._ids[count - 1]
             del self._lines[:count], self._ids[:count]
             self._bytes = sum(len(line.line) for line in self._lines)
+
+    def forget(self) -> None:
+        """Keeps no line: viewers read the table, where something was redacted."""
+        self._lines.clear()
+        self._ids.clear()
+        self._chunks.clear()
+        self._bytes, self.floor = 0, self.upto
 
     def since(self, after: int, limit: int) -> list[Line]:
         """Lines after an id that is not below the floor."""
@@ -224,10 +232,13 @@ class Hub:
         rings = list(self._rings.values())
         if not rings:
             return 0
-        found = await self.log.read_feeds([(ring.feed, ring.upto) for ring in rings])
+        found = await self.log.read_feeds([(SYSTEM, self._head), *((ring.feed, ring.upto) for ring in rings)])
         self._head = found.head
+        if any(line.type == "event.redacted" for line in found.lines[0]):
+            for ring in rings:
+                ring.forget()
         woken = 0
-        for ring, lines in zip(rings, found.lines, strict=True):
+        for ring, lines in zip(rings, found.lines[1:], strict=True):
             if lines:
                 # A full page may have more behind it: the ring reaches as far as its lines do.
                 ring.extend(lines, lines[-1].id if len(lines) >= found.limit else found.head)

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         None, description="The Python that venvs are made of; the service's own when unset."
     )
     safe_mode: bool = Field(False, description="Refuses all new work, whatever was switched through the API.")
+    signing_key: Path | None = Field(
+        None, description="The Ed25519 key (PEM) that signs heads: `ade log head --signed`."
+    )
     max_concurrency: int = Field(2, ge=1, le=1000, description="Runs and builds that one worker does at once.")
     run_timeout_seconds: int = Field(300, ge=1, description="A run without a timeout of its own ends after this.")
     build_timeout_seconds: int = Field(600, ge=1, description="A build ends after this.")

@@ -138,6 +138,14 @@ def url(server: Server) -> str:
 
 
 @pytest.fixture
+def fresh_url(server: Server) -> Iterator[str]:
+    """A database with the schema that no test has used, for those that look at the schema itself."""
+    fresh = server.copy()
+    yield fresh
+    server.drop(fresh)
+
+
+@pytest.fixture
 def every_url(every_server: Server) -> str:
     """An empty database with the schema, on every PostgreSQL."""
     return every_server.empty()

@@ -141,14 +141,14 @@ def test_the_comparison_sees(url: str, difference: str) -> None:
 
 
 @pytest.mark.parametrize("applied", range(len(NAMES)))
-async def test_the_film_ends_the_same_wherever_it_begins(bare: str, url: str, applied: int) -> None:
+async def test_the_film_ends_the_same_wherever_it_begins(bare: str, fresh_url: str, applied: int) -> None:
     """A database of any older release comes to the same schema."""
     run(bare, statements()["migrations_table"])
     for name, text in texts("migrations")[:applied]:
         run(bare, text, f"INSERT INTO schema_migrations VALUES ('{name}', '')")
     found = await migrate(bare)
     assert (found.applied, found.pending) == (NAMES[:applied], NAMES[applied:])
-    assert catalogue(bare, functions=True) == catalogue(url, functions=True)
+    assert catalogue(bare, functions=True) == catalogue(fresh_url, functions=True)
 
 
 # Once

@@ -1,7 +1,8 @@
 """``/logfile``: the file up to its last whole line, and the log from there; the file may be stale or absent.
 
 A feed only grows, so every earlier part of it stays what it was: an ETag holds for the prefix that it named, and a
-download that broke off is continued while the run still writes.
+download that broke off is continued while the run still writes. Only a redaction changes what was there: the id of the
+log's last one is part of the ETag.
 """
 
 import re
@@ -69,15 +70,16 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
     row = await log.database.row(
         "feed_bytes", streams=list(feed.streams), after=max(file.last_id, feed.first_id - 1), upto=upto
     )
+    version = f"{feed.stream}-{(row or {}).get('redacted', 0)}"
     content = _Content(log, feed, upto, path, file, file.size + (row["bytes"] if row else 0))
     headers = {
-        "ETag": f'"{feed.stream}-{upto}"',
+        "ETag": f'"{version}-{upto}"',
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'attachment; filename="{feed.stream}.ndjson"',
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
     }
-    part = ranges.span(request, content.size, lambda etag: _names_prefix(etag, feed, upto))
+    part = ranges.span(request, content.size, lambda etag: _names_prefix(etag, version, upto))
     head = request.method == "HEAD"
     if part is not None:
         start, stop = part
@@ -86,7 +88,7 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
         return StreamingResponse(body, 206, headers, MEDIA_TYPE)
     if _takes_gzip(request.headers.get("accept-encoding", "")):
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-        headers["ETag"] = f'W/"{feed.stream}-{upto}"'
+        headers["ETag"] = f'W/"{version}-{upto}"'
         return StreamingResponse(_nothing() if head else _gzip(content), 200, headers, MEDIA_TYPE)
     headers |= {"Content-Length": str(content.size), "Vary": "Accept-Encoding"}
     body = _nothing() if head else content.read(0, content.size)
@@ -102,8 +104,8 @@ def _takes_gzip(accepted: str) -> bool:
     return False
 
 
-def _names_prefix(etag: str, feed: Feed, upto: int) -> bool:
-    named = re.fullmatch(rf'"{re.escape(feed.stream)}-(\d{{1,19}})"', etag)
+def _names_prefix(etag: str, version: str, upto: int) -> bool:
+    named = re.fullmatch(rf'"{re.escape(version)}-(\d{{1,19}})"', etag)
     return named is not None and int(named.group(1)) <= upto
 
 

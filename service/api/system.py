@@ -22,6 +22,8 @@ from service.api.snapshots import rfc3339
 HEARTBEAT_S = 5.0
 """A tail that has not looked for this long is not tailing."""
 LAG_EVENTS = 200_000
+UNSEALED_S = 60.0
+"""Events are sealed within a second; for this long only where the projector is not there, or will not."""
 DISK_FREE_BYTES = 256 * 2**20
 CONSOLE = Path(__file__).resolve().parent.parent / "console"
 
@@ -40,17 +42,27 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """200, or 503 with the reasons."""
     found = deployment(request)
-    reasons = await _reasons(found)
-    document = {"status": "unready" if reasons else "ready", "reasons": reasons, "log_id": found.log_id}
+    reasons, unsealed = await _reasons(found)
+    document = {
+        "status": "unready" if reasons else "ready",
+        "reasons": reasons,
+        "log_id": found.log_id,
+        "unsealed": unsealed,
+    }
     return answers.json(document, 503 if reasons else 200, {"Retry-After": "1"} if reasons else None)
 
 
-async def _reasons(found: Deployment) -> list[str]:
-    reasons = []
+async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]:
+    """Why not, and what of the log is not sealed yet: how many events, and since when, in seconds."""
+    reasons, unsealed = [], None
     try:
         schema = compare({row["name"]: row["digest"] for row in await found.database.rows("migrations")})
         if schema.pending:
             reasons.append(f"migrations are pending: {', '.join(schema.pending)}; run `ade db migrate`")
+        else:
+            unsealed = await found.database.row("unsealed")
+        if unsealed and unsealed["seconds"] > UNSEALED_S:
+            reasons.append(f"{unsealed['events']} events are not sealed, since {unsealed['seconds']:.0f} seconds")
         row = await found.database.row("projector_lag")
         if row and row["lag"] > LAG_EVENTS:
             reasons.append(f"the projector is {row['lag']} events behind")
@@ -63,7 +75,7 @@ async def _reasons(found: Deployment) -> list[str]:
         reasons.append(f"the disk has {disk.free} bytes left")
     if found.hub.draining:
         reasons.append("the server is stopping")
-    return reasons
+    return reasons, unsealed
 
 
 async def head(request: Request) -> Response:

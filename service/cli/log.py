@@ -1,7 +1,6 @@
 """``ade log``: the log itself, for operators."""
 
 import gzip
-import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,25 +15,13 @@ from eventstore import Database, Feed, Log
 from eventstore.log import FOREVER
 from projections.rebuild import rebuild as rebuild_projection
 from projections.tables import ALL
+from service.cli import chain
 from service.cli.serve import log_to_stderr, postgres
 from service.settings import Settings
 
-app = typer.Typer(help="The log: head, export, rebuild of what is derived from it.", no_args_is_help=True)
-
-
-@app.command()
-def head(as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
-    """Say which log this is, and its newest event."""
-    log_to_stderr(quiet=True)
-    with postgres(Settings()) as database:
-        log_id, newest = anyio.run(_head, database.url)
-    typer.echo(json.dumps({"log_id": log_id, "head": newest}) if as_json else f"{log_id} at {newest}")
-
-
-async def _head(url: str) -> tuple[str, int]:
-    async with Database(url) as database:
-        identity = await Log(database).identity()
-        return identity.log_id, identity.head
+app = typer.Typer(help="The log: whether it is whole, its export, rebuild of what is derived.", no_args_is_help=True)
+for command in (chain.head, chain.verify, chain.redact):
+    app.command()(command)
 
 
 @app.command()

@@ -160,6 +160,8 @@ def words(event: Entry) -> tuple[str, str, str]:
         text = event.get("message")
         style = _LEVELS.get(str(event.get("level")).lower(), "")
         return kind, style, text if isinstance(text, str) else f"{event['type']} {_payload(event)}"
+    if what == "log" and "message" not in event:
+        return kind, "dim", "[redacted]"
     if what not in _TEXTS:
         return kind, "dim", f"{event['type']} {_payload(event)}"
     style, text = _TEXTS[what](event)

@@ -169,6 +169,7 @@ function words(event) {
   }
   switch (what) {
     case "log":
+      if (event.message === undefined) return [kind, "quiet", "[redacted]"];
       return [kind === "run" ? event.stream : kind, loudness(event) || (kind === "build" ? "quiet" : ""), event.message];
     case "created":
       return [kind, "", event[`${kind}_id`]];

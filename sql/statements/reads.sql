@@ -96,9 +96,11 @@ FROM (SELECT id, recorded_at, data::json AS d FROM events
       WHERE stream = %(stream)s AND bulk ORDER BY id DESC OFFSET 0) AS line
 WHERE json_typeof(d -> 'message') = 'string' ORDER BY id DESC LIMIT %(limit)s;
 
--- feed_bytes: how long the lines of a feed are, line ends counted, after a cursor and up to an id.
+-- feed_bytes: how long the lines of a feed are, line ends counted, after a cursor and up to an id; the last redaction.
 SELECT coalesce(sum(octet_length(event_line_v1(id, stream, seq, type, event_times_v1(recorded_at), data)) + 1), 0)::bigint
-       AS bytes
+       AS bytes,
+       (SELECT coalesce(max(r.id), 0) FROM events r
+        WHERE r.stream = 'system_log' AND NOT r.bulk AND r.type = 'event.redacted') AS redacted
 FROM events WHERE stream = ANY(%(streams)s) AND id > %(after)s AND id <= %(upto)s;
 
 -- workers: who holds leases now, and how many.

@@ -1,0 +1,279 @@
+-- The picture: what the migrations end at, as one reads it. A test proves that both give the same catalogue.
+--
+-- Nobody runs this file: a database is made by sql/migrations/, then by sql/functions/ and sql/projections/.
+
+
+-- The log. All other tables follow from `events`, or guard it.
+
+CREATE TABLE log (
+    log_id     text        PRIMARY KEY DEFAULT 'log_' || replace(gen_random_uuid()::text, '-', ''),
+    one_row    boolean     NOT NULL DEFAULT true UNIQUE CHECK (one_row),
+    origin     text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE log IS 'Which log this is: cursors of another log are refused.';
+
+CREATE TABLE events (
+    id          bigint      PRIMARY KEY,
+    stream      text        NOT NULL,
+    seq         bigint      NOT NULL,
+    workspace   text        NOT NULL,
+    type        text        NOT NULL,
+    bulk        boolean     NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    data        text        NOT NULL
+);
+COMMENT ON TABLE events IS 'The log: one row per event, ids dense in commit order. Written by append_events alone, never changed.';
+-- Nothing is planned by what payloads hold, and a sample of them would outlive their erasure.
+ALTER TABLE events ALTER COLUMN data SET STATISTICS 0;
+CREATE INDEX events_of_stream ON events (stream, id);
+CREATE INDEX control_events_of_stream ON events (stream, id) WHERE NOT bulk;
+CREATE INDEX control_events ON events (id) WHERE NOT bulk;
+
+CREATE TABLE streams (
+    stream          text   PRIMARY KEY,
+    workspace       text   NOT NULL,
+    first_id        bigint NOT NULL,
+    last_id         bigint NOT NULL,
+    last_seq        bigint NOT NULL,
+    last_control_id bigint NOT NULL,
+    ended_id        bigint,
+    bytes           bigint NOT NULL,
+    position        bigint NOT NULL  -- bulk events appended under the newest lease; not in leases, where it would be
+                                     -- locked by appends and renewals in different orders
+) WITH (fillfactor = 50); -- updated by every append: room on the page keeps the update off the index
+COMMENT ON TABLE streams IS 'Where each stream begins, stands and ends: bounds every read, answers every expectation.';
+
+CREATE TABLE leases (
+    stream       text        PRIMARY KEY,
+    token        bigint      NOT NULL,
+    holder       text,
+    taken_at     timestamptz NOT NULL,
+    heartbeat_at timestamptz NOT NULL,
+    expires_at   timestamptz NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE leases IS 'Who may write a run or a build. The token only grows.';
+
+CREATE TABLE append_keys (
+    key         text        PRIMARY KEY,
+    digest      text        NOT NULL,
+    first_id    bigint      NOT NULL,
+    last_id     bigint      NOT NULL,
+    recorded_at timestamptz NOT NULL
+);
+CREATE INDEX append_keys_by_age ON append_keys (recorded_at);
+COMMENT ON TABLE append_keys IS 'Idempotency keys of the last day, with the ids of the append that each stands for.';
+
+CREATE TABLE checkpoints (
+    projection text   PRIMARY KEY,
+    id         bigint NOT NULL
+);
+COMMENT ON TABLE checkpoints IS 'How far each projection that is caught up, not inline, has come.';
+
+CREATE TABLE seals (
+    upto       bigint      PRIMARY KEY,
+    after      bigint      NOT NULL UNIQUE,  -- the seal before it: of two who seal at once, one is refused
+    chain_hash bytea       NOT NULL CHECK (octet_length(chain_hash) = 32),
+    marks      bytea       NOT NULL,
+    sealed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (upto - after BETWEEN 1 AND 1024 AND octet_length(marks) = 8 * (upto - after))
+);
+COMMENT ON TABLE seals IS 'The hash chain over events: each seal covers the ids after..upto, with 8 bytes of every event''s hash.';
+
+CREATE TABLE schema_migrations (
+    name       text        PRIMARY KEY,
+    digest     text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+
+-- Append-only: by trigger, which stops even a superuser, and by grant, which stops even the owner.
+
+CREATE FUNCTION refuse_change_v1() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the log is append-only: % of % is refused', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation', HINT = 'What happened is corrected by another event.';
+END $$;
+
+-- An update passes if it replaces the payload of a bulk event by its hash, and an `event.redacted` in the log says so.
+-- There is no switch to turn: whoever may update still cannot do anything else.
+CREATE FUNCTION refuse_all_but_redaction_v1() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.bulk
+        AND (NEW.id, NEW.stream, NEW.seq, NEW.workspace, NEW.type, NEW.bulk, NEW.recorded_at)
+          = (OLD.id, OLD.stream, OLD.seq, OLD.workspace, OLD.type, OLD.bulk, OLD.recorded_at)
+        AND NEW.data = '{"redacted":"' || encode(sha256(convert_to(OLD.data, 'UTF8')), 'hex') || '"}'
+        AND OLD.data !~ '^\{"redacted":"[0-9a-f]{64}"\}$'  -- the hash of a hash would prove nothing
+        AND EXISTS (SELECT FROM events r
+                    WHERE r.stream = 'system_log' AND NOT r.bulk AND r.type = 'event.redacted' AND r.id > OLD.id
+                      AND r.data::jsonb -> 'event_ids' @> to_jsonb(OLD.id)) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'the log is append-only: % of % is refused', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation', HINT = 'What happened is corrected by another event.';
+END $$;
+
+CREATE TRIGGER events_are_never_changed BEFORE DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_v1();
+CREATE TRIGGER events_are_only_redacted BEFORE UPDATE ON events
+    FOR EACH ROW EXECUTE FUNCTION refuse_all_but_redaction_v1();
+CREATE TRIGGER seals_are_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON seals
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_v1();
+REVOKE UPDATE, DELETE, TRUNCATE ON events, seals FROM PUBLIC, CURRENT_USER;
+GRANT UPDATE (data) ON events TO CURRENT_USER;
+
+
+-- The projections: what the events mean. Each can be thrown away and rebuilt: `ade log rebuild`.
+
+CREATE TABLE workspaces (
+    id         text        PRIMARY KEY,
+    created_at timestamptz NOT NULL
+);
+
+CREATE TABLE configs (
+    id           text        PRIMARY KEY,
+    workspace_id text        NOT NULL,
+    name         text        NOT NULL,
+    version      int         NOT NULL,
+    digest       text        NOT NULL,
+    created_id   bigint      NOT NULL,
+    created_at   timestamptz NOT NULL,
+    updated_at   timestamptz NOT NULL
+);
+CREATE UNIQUE INDEX configs_by_name ON configs (workspace_id, name);
+
+CREATE TABLE config_versions (
+    config_id  text        NOT NULL,
+    version    int         NOT NULL,
+    digest     text        NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (config_id, version)
+);
+
+CREATE TABLE documents (
+    id           text        PRIMARY KEY,
+    workspace_id text        NOT NULL,
+    name         text        NOT NULL,
+    size         bigint      NOT NULL,
+    sha256       text        NOT NULL,
+    media_type   text        NOT NULL,
+    created_id   bigint      NOT NULL,
+    created_at   timestamptz NOT NULL
+);
+CREATE INDEX documents_of_workspace ON documents (workspace_id, created_id);
+
+CREATE TABLE safe_mode (
+    id         bigint      PRIMARY KEY,
+    enabled    boolean     NOT NULL,
+    changed_at timestamptz NOT NULL
+);
+
+CREATE TABLE builds (
+    id                  text        PRIMARY KEY,
+    workspace_id        text        NOT NULL,
+    config_id           text        NOT NULL,
+    config_version      int         NOT NULL,
+    status              text        NOT NULL,
+    reason              text        NOT NULL,
+    fingerprint         text        NOT NULL,
+    engine              text,
+    step                text,
+    exit_code           int,
+    error_message       text,
+    stop_reason         text,
+    summary             text,
+    packages            json,
+    python              text,
+    requested_by        text        NOT NULL,
+    attempt             int         NOT NULL,
+    worker_id           text,
+    duration_ms         bigint,
+    cancel_requested_at timestamptz,
+    created_id          bigint      NOT NULL,
+    created_at          timestamptz NOT NULL,
+    started_at          timestamptz,
+    finished_at         timestamptz,
+    updated_at          timestamptz NOT NULL
+);
+CREATE INDEX builds_of_config ON builds (config_id, created_id);
+CREATE INDEX builds_by_age ON builds (created_id);
+CREATE INDEX builds_open ON builds (created_id) WHERE status IN ('queued', 'building');
+
+CREATE TABLE runs (
+    id                  text        PRIMARY KEY,
+    workspace_id        text        NOT NULL,
+    config_id           text        NOT NULL,
+    config_version      int         NOT NULL,
+    config_digest       text        NOT NULL,
+    build_id            text,
+    status              text        NOT NULL,
+    waiting_for         text,
+    options             json       NOT NULL,
+    inputs              json       NOT NULL,
+    exit_code           int,
+    error_message       text,
+    stop_reason         text,
+    summary             text,
+    result              json,
+    requested_by        text        NOT NULL,
+    attempt             int         NOT NULL,
+    worker_id           text,
+    duration_ms         bigint,
+    lines               bigint,
+    bytes               bigint,
+    cancel_requested_at timestamptz,
+    created_id          bigint      NOT NULL,
+    created_at          timestamptz NOT NULL,
+    started_at          timestamptz,
+    finished_at         timestamptz,
+    updated_at          timestamptz NOT NULL
+);
+CREATE INDEX runs_of_config ON runs (config_id, created_at);
+CREATE INDEX runs_of_workspace ON runs (workspace_id, created_id);
+CREATE INDEX runs_of_build ON runs (build_id);
+CREATE INDEX runs_by_age ON runs (created_id);
+CREATE INDEX runs_open ON runs (created_id) WHERE status IN ('queued', 'running');
+
+CREATE TABLE artifacts (
+    id         text        PRIMARY KEY,
+    run_id     text        NOT NULL,
+    name       text        NOT NULL,
+    size       bigint      NOT NULL,
+    sha256     text        NOT NULL,
+    media_type text        NOT NULL,
+    created_id bigint      NOT NULL,
+    created_at timestamptz NOT NULL
+);
+CREATE INDEX artifacts_of_run ON artifacts (run_id, created_id);
+
+CREATE TABLE run_logs (
+    id         bigint      PRIMARY KEY,
+    run_id     text        NOT NULL,
+    created_at timestamptz NOT NULL,
+    stream     text        NOT NULL,
+    level      text,
+    message    text        NOT NULL
+);
+CREATE INDEX run_logs_of_run ON run_logs (run_id, id);
+
+CREATE TABLE build_logs (
+    id         bigint      PRIMARY KEY,
+    build_id   text        NOT NULL,
+    created_at timestamptz NOT NULL,
+    stream     text        NOT NULL,
+    level      text,
+    step       text,
+    message    text        NOT NULL
+);
+CREATE INDEX build_logs_of_build ON build_logs (build_id, id);
+
+
+-- For people: a run or a build with the worker that has it.
+
+CREATE VIEW runs_with_lease AS
+SELECT r.*, l.holder AS processing_by, l.expires_at AS lease_expires_at, l.heartbeat_at
+FROM runs r LEFT JOIN leases l ON l.stream = r.id;
+
+CREATE VIEW builds_with_lease AS
+SELECT b.*, l.holder AS processing_by, l.expires_at AS lease_expires_at, l.heartbeat_at
+FROM builds b LEFT JOIN leases l ON l.stream = b.id;
