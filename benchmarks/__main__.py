@@ -1,5 +1,6 @@
 """``python -m benchmarks [short]``: a round of every benchmark, on a bundled PostgreSQL of its own."""
 
+import os
 import platform
 import sys
 import tempfile
@@ -31,7 +32,10 @@ def main() -> None:
                 streams.measure(server.url, folder, table, viewers=viewers, per_second=per_second, seconds=seconds)
             runs.measure(server.url, folder, table, lines=events)
     if not short:
-        head = f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}, PostgreSQL 18 bundled"
+        cores = len(os.sched_getaffinity(0))
+        head = (
+            f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, bundled PostgreSQL 18, fsync on"
+        )
         Path(__file__).with_name("RESULTS.md").write_text(
             f"# Results of a full round\n\n{head}\n\n{table.markdown()}\n"
         )

@@ -69,12 +69,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(port: int) -> None:
-    """Returns when the service there answers."""
+def wait_until_ready(port: int, path: str = "/ready") -> None:
+    """Returns when the service there says so; an API alone, whose log nobody seals, says it at ``/health``."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200:
                 return
         except httpx.TransportError:
             pass  # not listening yet

@@ -31,7 +31,7 @@ def measure(url: str, folder: Path, table: Table, *, viewers: int, per_second: i
     (folder / "streams").mkdir(exist_ok=True)
     api = subprocess.Popen([sys.executable, "-m", "service.cli", "api", "--quiet"], env=env)
     try:
-        wait_until_ready(port)
+        wait_until_ready(port, "/health")
         run = f"run_{ulid()}"
         anyio.run(_create, url, run)
         ours, theirs = multiprocessing.Pipe()

@@ -32,6 +32,7 @@ class LogFiles:
         self._files: dict[str, FeedFile] = {}
         self._runs_beside: dict[str, set[str]] = defaultdict(set)
         self._build_beside: dict[str, str] = {}
+        self._unknown: set[str] = set()
 
     async def step(self) -> bool:
         """One page of the log; whether there was anything."""
@@ -110,7 +111,9 @@ class LogFiles:
         row = await self._database.row(f"feed_of_{kind}", stream=stream)
         if row is None:
             # Nothing of ours writes such a stream. Whoever did must not stop the files of all others.
-            logger.warning("%s has lines but was never created: it gets no log file", stream)
+            if stream not in self._unknown:
+                logger.warning("%s has lines but was never created: it gets no log file", stream)
+                self._unknown.add(stream)
             return None
         feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
         return FeedFile(self._path_of(row["workspace"], stream), feed)
