@@ -72,7 +72,7 @@ async def measure(url: str, table: Table, events: int) -> None:
 
 
 async def _one_writer(appender: Appender, size: int, events: int) -> float:
-    stream, lines = f"run_{ulid()}", _lines(size)
+    stream, lines = f"bench_{ulid()}", _lines(size)
     started = time.perf_counter()
     for _ in range(events // size):
         await appender.append(Append((Part(stream, lines, workspace="default"),)))
@@ -83,7 +83,7 @@ async def _many_writers(appender: Appender, size: int, appends: int) -> tuple[fl
     lines, took_s = _lines(size), []
 
     async def write() -> None:
-        stream = f"run_{ulid()}"
+        stream = f"bench_{ulid()}"
         for _ in range(appends):
             before = time.perf_counter()
             await appender.append(Append((Part(stream, lines, workspace="default"),)))
@@ -97,7 +97,7 @@ async def _many_writers(appender: Appender, size: int, appends: int) -> tuple[fl
 
 
 async def _single(appender: Appender, table: Table) -> None:
-    stream, lines, took_s = f"run_{ulid()}", _lines(1), []
+    stream, lines, took_s = f"bench_{ulid()}", _lines(1), []
     for _ in range(300):
         before = time.perf_counter()
         await appender.append(Append((Part(stream, lines, workspace="default"),)))
