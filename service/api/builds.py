@@ -10,9 +10,9 @@ from starlette.responses import Response
 from service import commands
 from service.api import answers, feeds, lists, snapshots
 from service.api.deployment import Deployment
-from service.api.request import FOREVER, deployment, flag, idempotency, integer, json_body, moment, text
+from service.api.request import FOREVER, deployment, flag, idempotency, integer, json_body, text
 from service.api.runs import CancelBody
-from service.errors import Malformed, UnknownThing
+from service.errors import UnknownThing
 
 STATUSES = ("queued", "building", "active", "failed", "canceled")
 ANY: dict[str, Any] = dict.fromkeys(
@@ -70,18 +70,7 @@ async def _as_of(found: Deployment, build_id: str, upto: int) -> dict[str, Any]:
 
 async def listing(request: Request) -> Response:
     """Builds, newest first."""
-    status = request.query_params.get("status")
-    if status is not None and status not in STATUSES:
-        raise Malformed(f"`status` is one of {', '.join(STATUSES)}.", parameter="status")
-    filters = {
-        **ANY,
-        "workspace_id": text(request, "workspace_id"),
-        "config_id": text(request, "config_id"),
-        "status": status,
-        "created_after": moment(request, "created_after"),
-        "created_before": moment(request, "created_before"),
-        "q": text(request, "q"),
-    }
+    filters = {**ANY, **lists.filters(request, STATUSES), "workspace_id": text(request, "workspace_id")}
     return await lists.answer(request, "build_page", snapshots.build, **filters)
 
 

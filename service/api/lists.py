@@ -2,14 +2,14 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.request import FOREVER, deployment, integer
+from service.api.request import FOREVER, deployment, integer, moment, text
 from service.errors import Malformed
 
 PAGE = 100
@@ -30,6 +30,20 @@ async def answer(
         headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
     document = {"object": "list", "data": [shape(row) for row in page], "next_page": mark}
     return Response(orjson.dumps(document), headers=headers, media_type="application/json")
+
+
+def filters(request: Request, statuses: Sequence[str]) -> dict[str, Any]:
+    """What runs and builds are both filtered by."""
+    status = request.query_params.get("status")
+    if status is not None and status not in statuses:
+        raise Malformed(f"`status` is one of {', '.join(statuses)}.", parameter="status")
+    return {
+        "config_id": text(request, "config_id"),
+        "status": status,
+        "created_after": moment(request, "created_after"),
+        "created_before": moment(request, "created_before"),
+        "q": text(request, "q"),
+    }
 
 
 def _mark(request: Request) -> int:

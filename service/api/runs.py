@@ -11,8 +11,8 @@ from starlette.responses import Response
 from service import commands
 from service.api import answers, feeds, lists, snapshots
 from service.api.deployment import Deployment
-from service.api.request import deployment, flag, idempotency, integer, json_body, moment, text
-from service.errors import AlreadyEnded, Malformed, UnknownThing
+from service.api.request import deployment, flag, idempotency, integer, json_body, text
+from service.errors import AlreadyEnded, UnknownThing
 
 STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 HANG_UP_GRACE_S = 5.0
@@ -89,19 +89,14 @@ async def _as_of(found: Deployment, run_id: str, upto: int) -> dict[str, Any]:
 
 async def listing(request: Request) -> Response:
     """Runs, newest first: all, or those of a config or of a workspace."""
-    status = request.query_params.get("status")
-    if status is not None and status not in STATUSES:
-        raise Malformed(f"`status` is one of {', '.join(STATUSES)}.", parameter="status")
     filters = {
         **ANY,
+        **lists.filters(request, STATUSES),
         "workspace_id": request.path_params.get("ws"),
-        "config_id": request.path_params.get("config") or text(request, "config_id"),
         "build_id": text(request, "build_id"),
-        "status": status,
-        "created_after": moment(request, "created_after"),
-        "created_before": moment(request, "created_before"),
-        "q": text(request, "q"),
     }
+    if "config" in request.path_params:
+        filters["config_id"] = request.path_params["config"]
     return await lists.answer(request, "run_page", snapshots.run, **filters)
 
 
