@@ -111,10 +111,14 @@ class _Walk:
         found = await self._database.rows("seals", after=self.at, upto=min(reach, sealed_id))
         seals = [Seal(**row) for row in found]
         reach = min(seals[-1].upto if seals else reach, head)
+        erased = dict(self._redacted_by)  # before the rows: what is erased after they are read is no finding
         rows = {row["id"]: row for row in await self._database.rows("hashed_events", after=self.at, upto=reach)}
         for row in rows.values():
-            if row["redacted"] or row["id"] in self._redacted_by:
-                await self._judge_redaction(row["id"], redacted=row["redacted"])
+            if row["redacted"]:
+                await self._judge_redaction(row["id"])
+            elif row["id"] in erased:
+                by = erased[row["id"]]
+                self._report.found(row["id"], f"has a payload again, which event {by} had erased")
         for seal in seals:
             if max(self.at, seal.after) < stop:
                 self._compare(rows, seal, head)
@@ -173,13 +177,10 @@ class _Walk:
             moved = _moved_to(rows, changed, event_id, seal.mark(event_id)) if place < MOST_FINDINGS else None
             self._report.found(event_id, "is not what was sealed" + (f": that stands at {moved} now" if moved else ""))
 
-    async def _judge_redaction(self, event_id: int, *, redacted: bool) -> None:
-        if redacted and event_id not in self._redacted_by:
+    async def _judge_redaction(self, event_id: int) -> None:
+        if event_id not in self._redacted_by:
             await self.learn_redactions()  # it may have been erased a moment ago
-        if not redacted:
-            by = self._redacted_by[event_id]
-            self._report.found(event_id, f"has a payload again, which event {by} had erased")
-        elif event_id not in self._redacted_by:
+        if event_id not in self._redacted_by:
             self._report.found(event_id, "has lost its payload, and no `event.redacted` says so")
 
 
