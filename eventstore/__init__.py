@@ -9,7 +9,7 @@ What it promises (each with its test, see docs/guarantees.md):
 
 from eventstore.appender import Appender
 from eventstore.database import Database
-from eventstore.event import NEW, Append, Appended, Event, Line, NewEvent, Part, encode
+from eventstore.event import NEW, Append, Appended, Event, Line, NewEvent, Page, Part, encode
 from eventstore.leases import Lease, Leases
 from eventstore.log import Feed, Log, Stream
 
@@ -26,6 +26,7 @@ __all__ = [
     "Line",
     "Log",
     "NewEvent",
+    "Page",
     "Part",
     "Stream",
     "encode",

@@ -13,8 +13,8 @@ import anyio
 from anyio.abc import TaskStatus
 
 from eventstore.clock import jitter
-from eventstore.database import BigInts, Bools, Connection, Database, Ints, Texts, call, connect
-from eventstore.errors import Conflict, Fenced, KeyReused, StoreBug, TooLarge, Unavailable
+from eventstore.database import BigInts, Bools, Connection, Database, Ints, Text, Texts, call, connect
+from eventstore.errors import Conflict, Fenced, InvalidEvent, KeyReused, StoreBug, TooLarge, Unavailable
 from eventstore.event import Append, Appended
 
 BATCH_EVENTS = 4_000
@@ -34,10 +34,36 @@ HINT_INTERVAL_S = 0.01
 
 
 class _Waiting:
-    __slots__ = ("answer", "append", "deadline", "done", "error")
+    """An append on its way. What is sent is made here, while the batch before it is with the server."""
+
+    __slots__ = (
+        "answer",
+        "append",
+        "bulk",
+        "bytes",
+        "deadline",
+        "done",
+        "error",
+        "events",
+        "kinds",
+        "payloads",
+        "size",
+    )
 
     def __init__(self, append: Append, patience_s: float) -> None:
+        streams = [part.stream for part in append.parts]
+        if len(set(streams)) != len(streams) or not any(part.events for part in append.parts):
+            raise InvalidEvent(streams=streams, reason="an append needs events, and each stream once")
         self.append = append
+        self.kinds = [part.kinds() for part in append.parts]
+        payloads = [[event.data for event in part.events] for part in append.parts]
+        self.bytes = [sum(map(len, of_part)) for of_part in payloads]
+        self.payloads = b"\n".join([b"\n".join(of_part) for of_part in payloads if of_part])
+        self.events = sum(map(len, payloads))
+        self.size = sum(self.bytes)
+        self.bulk = all(kind.bulk for of_part in self.kinds for kind in of_part)
+        if self.size > APPEND_BYTES or self.events > APPEND_EVENTS:
+            raise TooLarge(bytes=self.size, events=self.events, most_bytes=APPEND_BYTES, most_events=APPEND_EVENTS)
         self.deadline = time.monotonic() + patience_s
         self.done = anyio.Event()
         self.answer: Appended | None = None
@@ -67,15 +93,11 @@ class Appender:
 
     async def append(self, append: Append, *, patience_s: float = PATIENCE_S) -> Appended:
         """Lands the append, or raises Conflict, Fenced, KeyReused, InvalidEvent, TooLarge or Unavailable."""
-        append.check()
-        size, count = append.size, sum(len(part.events) for part in append.parts)
-        if size > APPEND_BYTES or count > APPEND_EVENTS:
-            raise TooLarge(bytes=size, events=count, most_bytes=APPEND_BYTES, most_events=APPEND_EVENTS)
         waiting = _Waiting(append, patience_s)
-        if append.bulk:
+        if waiting.bulk:
             while self._bulk_bytes > WAITING_BYTES:
                 await self._room.wait()
-            self._bulk_bytes += size
+            self._bulk_bytes += waiting.size
             self._bulk.append(waiting)
         else:
             self._control.append(waiting)
@@ -108,14 +130,13 @@ class Appender:
         events = size = 0
         for lane in (self._control, self._bulk):
             while lane:
-                append = lane[0].append
-                events += sum(len(part.events) for part in append.parts)
-                size += append.size
+                events += lane[0].events
+                size += lane[0].size
                 if batch and (events > BATCH_EVENTS or size > BATCH_BYTES):
                     return batch
                 batch.append(lane.popleft())
                 if lane is self._bulk:
-                    self._bulk_bytes -= append.size
+                    self._bulk_bytes -= batch[-1].size
                     if self._bulk_bytes <= WAITING_BYTES:
                         self._room.set()
                         self._room = anyio.Event()
@@ -144,11 +165,11 @@ class Appender:
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         if self._connection is None:
             self._connection = await connect(self._database.url)
-        rows = await call(self._connection, "append", *_columns([waiting.append for waiting in batch]))
+        rows = await call(self._connection, "append", *_columns(batch))
         for waiting, row in zip(batch, rows, strict=True):
             waiting.finish(_answer(waiting.append, row["outcome"], row))
             if row["outcome"] == "appended":
-                self._moved = self._moved or not waiting.append.bulk
+                self._moved = self._moved or not waiting.bulk
                 self._hint.set()
 
     async def _disconnect(self) -> None:
@@ -196,10 +217,11 @@ def _answer(append: Append, outcome: str, row: dict[str, object]) -> Appended | 
             return StoreBug(outcome=outcome)
 
 
-def _columns(appends: Sequence[Append]) -> tuple[object, ...]:
+def _columns(batch: Sequence[_Waiting]) -> tuple[object, ...]:
     """The parameters of ``append_events_v1``, column by column."""
-    parts = [(number, part) for number, append in enumerate(appends, 1) for part in append.parts]
-    events = [event for _, part in parts for event in part.events]
+    parts = [(number, part) for number, waiting in enumerate(batch, 1) for part in waiting.append.parts]
+    of_parts = [of_part for waiting in batch for of_part in waiting.kinds]
+    kinds = [(number, kind) for number, of_part in enumerate(of_parts, 1) for kind in of_part]
     return (
         Ints(number for number, _ in parts),
         Texts(part.stream for _, part in parts),
@@ -208,14 +230,15 @@ def _columns(appends: Sequence[Append]) -> tuple[object, ...]:
         BigInts(part.token for _, part in parts),
         BigInts(part.position for _, part in parts),
         Ints(len(part.events) for _, part in parts),
-        BigInts(sum(len(event.data) for event in part.events) for _, part in parts),
-        Ints(
-            max((place for place, event in enumerate(part.events, 1) if not event.bulk), default=0) for _, part in parts
-        ),
+        BigInts(size for waiting in batch for size in waiting.bytes),
+        Ints(max((kind.place + kind.events for kind in of_part if not kind.bulk), default=0) for of_part in of_parts),
         Bools(bool(part.events) and part.events[-1].ends for _, part in parts),
-        Texts(append.key for append in appends),
-        Texts(append.digest for append in appends),
-        Texts(event.type for event in events),
-        Bools(event.bulk for event in events),
-        Texts(event.data for event in events),
+        Texts(waiting.append.key for waiting in batch),
+        Texts(waiting.append.digest for waiting in batch),
+        Ints(number for number, _ in kinds),
+        Ints(kind.place for _, kind in kinds),
+        Ints(kind.events for _, kind in kinds),
+        Texts(kind.type for _, kind in kinds),
+        Bools(kind.bulk for _, kind in kinds),
+        Text(b"\n".join([waiting.payloads for waiting in batch])),
     )

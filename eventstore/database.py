@@ -64,6 +64,17 @@ class Texts(Column):
     element, array = 25, 1009
 
 
+class Text(bytes):
+    """One text, UTF-8 already."""
+
+
+class _TextDumper(Dumper):
+    format, oid = Format.BINARY, Texts.element
+
+    def dump(self, obj: Text) -> Buffer:
+        return obj
+
+
 _LENGTH = struct.Struct("!i")
 _NULL = _LENGTH.pack(-1)
 
@@ -97,6 +108,7 @@ class _ColumnDumper(Dumper):
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     for column in (Ints, BigInts, Bools, Texts):
         connection.adapters.register_dumper(column, _ColumnDumper)
+    connection.adapters.register_dumper(Text, _TextDumper)
     connection.prepare_threshold = 0
     # Whatever this database's default is: under REPEATABLE READ an append would number from a stale snapshot.
     await connection.execute(statements()["read_committed"].encode())

@@ -5,11 +5,10 @@ parsed again by the store; the line of an event is spliced together by the datab
 so that a stream, a file and an export are the same bytes.
 """
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import orjson
 
@@ -25,7 +24,6 @@ NEW = 0
 
 # Line separators of Unicode that common line readers split on, though JSON allows them bare in a string.
 _SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
-_is_type = functools.lru_cache(4096)(TYPE.match)
 _SUSPECT = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]|\\u0000")
 
 
@@ -93,6 +91,41 @@ class Part:
         moves = self.expect is not None and any(not event.bulk for event in self.events)
         return moves or (self.position is not None and self.token is not None)
 
+    def kinds(self) -> list["Kind"]:
+        """Its events by type, in their order. Raises :class:`InvalidEvent` for what the log must never hold."""
+        if not STREAM.match(self.stream):
+            raise InvalidEvent(stream=self.stream, reason="not the name of a stream")
+        if self.position is not None and self.token is None:
+            raise InvalidEvent(stream=self.stream, reason="a position counts under a lease's token")
+        kinds: list[Kind] = []
+        type_: str | None = None
+        first, bulk, ended = 0, False, False
+        for place, event in enumerate(self.events):
+            if ended:
+                raise InvalidEvent(stream=self.stream, reason="nothing follows a terminal event")
+            ended = event.ends
+            if event.type != type_ or event.bulk is not bulk:
+                if type_ is not None:
+                    kinds.append(Kind(first, place - first, type_, bulk))
+                type_, bulk, first = event.type, event.bulk, place
+                if not TYPE.match(type_):
+                    raise InvalidEvent(type=type_, stream=self.stream)
+            if event.data[:1] != b"{":
+                raise InvalidEvent(type=type_, stream=self.stream, reason="a payload is a JSON object")
+        if type_ is not None:
+            kinds.append(Kind(first, len(self.events) - first, type_, bulk))
+        return kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Events of one type in a row: ``place`` of the same part come before them, and they are ``events``."""
+
+    place: int
+    events: int
+    type: str
+    bulk: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Append:
@@ -103,38 +136,12 @@ class Append:
     digest: str = ""
 
     @property
-    def bulk(self) -> bool:
-        """Whether this append carries bulk events only, and so may be overtaken by control events."""
-        return all(event.bulk for part in self.parts for event in part.events)
-
-    @property
-    def size(self) -> int:
-        """The bytes of all payloads: what this append adds to a batch."""
-        return sum(len(event.data) for part in self.parts for event in part.events)
-
-    @property
     def repeatable(self) -> bool:
         """Whether sending it twice cannot write it twice, so that a lost answer may be asked for again.
 
         One part that refuses its repetition is enough: the parts land together or not at all.
         """
         return self.key is not None or any(part.repeatable for part in self.parts)
-
-    def check(self) -> None:
-        """Raises :class:`InvalidEvent` for what the log must never hold."""
-        streams = [part.stream for part in self.parts]
-        if len(set(streams)) != len(streams) or not any(part.events for part in self.parts):
-            raise InvalidEvent(streams=streams, reason="an append needs events, and each stream once")
-        for part in self.parts:
-            if not STREAM.match(part.stream):
-                raise InvalidEvent(stream=part.stream, reason="not the name of a stream")
-            if part.position is not None and part.token is None:
-                raise InvalidEvent(stream=part.stream, reason="a position counts under a lease's token")
-            for event in part.events:
-                if not _is_type(event.type) or not event.data.startswith(b"{"):
-                    raise InvalidEvent(type=event.type, stream=part.stream)
-            if any(event.ends for event in part.events[:-1]):
-                raise InvalidEvent(stream=part.stream, reason="nothing follows a terminal event")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +178,43 @@ class Line:
     stream: str
     type: str
     line: bytes
+
+    @classmethod
+    def read(cls, line: bytes) -> "Line":
+        """What stands at the fixed places of a line: ``{"id":1,"object":"…","type":"…","run_id":"…",``."""
+        pieces = line.split(b'"', 14)
+        return cls(int(pieces[2][1:-1]), pieces[13].decode(), pieces[9].decode(), line)
+
+
+class Page(Sequence[Line]):
+    """Lines that were read together. ``ndjson`` is all of them, each with its line end: bytes that nobody took apart.
+
+    It makes a :class:`Line` of each where somebody asks for one. ``last_id`` is the id of the last one, or the cursor
+    where there is none. ``more`` says that others lie behind it.
+    """
+
+    __slots__ = ("_count", "_lines", "last_id", "more", "ndjson")
+
+    def __init__(self, lines: int, last_id: int, *, more: bool, ndjson: bytes | None) -> None:
+        self.ndjson = ndjson or b""
+        self.last_id = last_id
+        self.more = more
+        self._count = lines
+        self._lines: list[Line] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __eq__(self, other: object) -> bool:
+        return self.ndjson == other.ndjson if isinstance(other, Page) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as of every sequence that is compared by what it holds
+
+    @overload
+    def __getitem__(self, place: int) -> Line: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Line]: ...
+    def __getitem__(self, place: int | slice) -> Line | list[Line]:
+        if self._lines is None:
+            self._lines = [Line.read(line) for line in self.ndjson.split(b"\n")[:-1]]
+        return self._lines[place]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import orjson
 
 from eventstore.database import Database
-from eventstore.event import Event, Line
+from eventstore.event import Event, Page
 
 PAGE = 1_000
-"""Lines that one read returns at the most; a snapshot lives no longer than one page."""
+PAGE_BYTES = 2**20
+"""What one read returns at the most: so many lines, and about so many bytes of payload. No snapshot lives longer."""
 
 FOREVER = 2**63 - 1
 
@@ -62,11 +63,10 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What :meth:`Log.read_feeds` found: per feed at most ``limit`` lines; fewer mean no more up to ``head``."""
+    """What :meth:`Log.read_feeds` found: a page of each feed; one without ``more`` is all up to ``head``."""
 
     head: int
-    limit: int
-    lines: list[list[Line]]
+    pages: list[Page]
 
 
 class Log:
@@ -94,13 +94,13 @@ class Log:
         rows = await self.database.rows("control_events", streams=list(streams), upto=upto)
         return [Event(**{**row, "data": orjson.loads(row["data"])}) for row in rows]
 
-    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> list[Line]:
+    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
         """The lines of the whole log after a cursor; empty at the head."""
-        rows = await self.database.rows("read_log", after=after, upto=upto, limit=limit)
-        return _lines(rows)
+        rows = await self.database.rows("read_log", after=after, upto=upto, limit=limit, most_bytes=PAGE_BYTES)
+        return Page(**rows[0])
 
-    async def read_feed(self, feed: Feed, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> list[Line]:
-        """The lines of a feed after a cursor; empty where there is nothing more now."""
+    async def read_feed(self, feed: Feed, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
+        """The lines of a feed after a cursor, up to its end; empty where there is nothing more now."""
         rows = await self.database.rows(
             "read_feed",
             stream=feed.stream,
@@ -108,23 +108,23 @@ class Log:
             after=max(after, feed.first_id - 1),
             upto=min(upto, feed.upto),
             limit=limit,
+            most_bytes=PAGE_BYTES,
         )
-        return _lines(rows)
+        return Page(**rows[0])
 
     async def read_feeds(self, cursors: Sequence[tuple[Feed, int]], *, limit: int = PAGE) -> Found:
-        """The next lines of many feeds, each after its own cursor, and the head, as of one moment."""
-        rows = await self.database.rows(
+        """The next page of many feeds, each after its own cursor, and the head, as of one moment."""
+        afters = [max(after, feed.first_id - 1) for feed, after in cursors]
+        head, *rows = await self.database.rows(
             "read_feeds",
             streams=[feed.stream for feed, _ in cursors],
             besides=[feed.beside for feed, _ in cursors],
-            afters=[max(after, feed.first_id - 1) for feed, after in cursors],
+            afters=afters,
             limit=limit,
+            most_bytes=PAGE_BYTES,
         )
-        lines: list[list[Line]] = [[] for _ in cursors]
-        for row in rows[1:]:
-            lines[row["number"] - 1].append(Line(row["id"], row["stream"], row["type"], row["line"]))
-        return Found(rows[0]["id"], limit, lines)
-
-
-def _lines(rows: Sequence[dict[str, object]]) -> list[Line]:
-    return [Line(**row) for row in rows]  # type: ignore[arg-type]  # the columns of read_log and read_feed are Line's
+        pages = [Page(0, after, more=False, ndjson=None) for after in afters]
+        for row in rows:
+            number = row.pop("number")
+            pages[number - 1] = Page(**row)
+        return Found(head["last_id"], pages)

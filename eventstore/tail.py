@@ -13,7 +13,7 @@ from anyio.abc import TaskStatus
 from eventstore.clock import jitter
 from eventstore.database import Database
 from eventstore.errors import Unavailable
-from eventstore.event import Line
+from eventstore.event import Page
 from eventstore.log import FOREVER, PAGE, Log
 
 LOG = "ade_log"
@@ -62,7 +62,7 @@ class Hints:
                 await anyio.sleep(jitter(0.2, 1.0))
 
 
-async def follow(log: Log, hints: Hints, after: int, *, limit: int = PAGE) -> AsyncIterator[list[Line]]:
+async def follow(log: Log, hints: Hints, after: int, *, limit: int = PAGE) -> AsyncIterator[Page]:
     """Pages of the whole log after a cursor, without end. An empty page says: caught up, waiting from here."""
     while True:
         wait = hints.next()

@@ -151,14 +151,15 @@ class Viewer:
         upto = self._ring.upto
         if self._behind:
             try:
-                page = await self._hub.log.read_feed(self._feed, self._has, limit=limit)
+                found = await self._hub.log.read_feed(self._feed, self._has, limit=limit)
             except Unavailable:  # the viewer keeps its cursor and the client its connection
                 await anyio.sleep(jitter(0.2, 0.6))
                 return []
-            self._in_ring = len(page) < limit
+            self._in_ring = complete = not found.more
+            page = found[:]
         else:
             page = self._ring.since(self._has, limit)
-        complete = len(page) < limit
+            complete = len(page) < limit
         page, self.ended = up_to_the_end(self._feed, page)
         if page:
             self.after = self._has = page[-1].id
@@ -234,17 +235,17 @@ class Hub:
             return 0
         found = await self.log.read_feeds([(SYSTEM, self._head), *((ring.feed, ring.upto) for ring in rings)])
         self._head = found.head
-        if any(line.type == "event.redacted" for line in found.lines[0]):
+        if any(line.type == "event.redacted" for line in found.pages[0]):
             for ring in rings:
                 ring.forget()
         woken = 0
-        for ring, lines in zip(rings, found.lines[1:], strict=True):
-            if lines:
-                # A full page may have more behind it: the ring reaches as far as its lines do.
-                ring.extend(lines, lines[-1].id if len(lines) >= found.limit else found.head)
+        for ring, page in zip(rings, found.pages[1:], strict=True):
+            if page:
+                # With more behind the page, the ring reaches as far as its lines do.
+                ring.extend(page, page.last_id if page.more else found.head)
                 woken += ring.viewers
             else:
                 ring.upto = found.head
-        if any(len(lines) >= found.limit for lines in found.lines):
+        if any(page.more for page in found.pages):
             self._hints.pulse()  # there is more
         return woken

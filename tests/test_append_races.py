@@ -15,8 +15,8 @@ import anyio
 import psycopg
 import pytest
 
-from eventstore import Append, Leases, NewEvent, Part
-from eventstore.appender import _columns
+from eventstore import Append, Leases, NewEvent, Page, Part
+from eventstore.appender import _columns, _Waiting
 from eventstore.database import Connection, call, connect
 from tests.conftest import Server, open_store
 
@@ -34,7 +34,7 @@ Act = Callable[[Connection], Awaitable[object]]
 def append_to(stream: str, token: int | None = None, position: int | None = None) -> Act:
     """One line, written as the appender writes it."""
     append = Append((Part(stream, [LINE], "ws", token=token, position=position),))
-    return lambda session: call(session, "append", *_columns([append]))
+    return lambda session: call(session, "append", *_columns([_Waiting(append, patience_s=0)]))
 
 
 def naive_append_to(stream: str) -> Act:
@@ -58,7 +58,8 @@ def install(url: str, variant: str) -> None:
 
 async def ids_after(session: Connection, after: int) -> list[int]:
     """What a reader sees after its cursor."""
-    return [row["id"] for row in await call(session, "read_log", after=after, upto=2**62, limit=1000)]
+    [page] = await call(session, "read_log", after=after, upto=2**62, limit=1000, most_bytes=2**20)
+    return [line.id for line in Page(**page)]
 
 
 async def waits(observer: Connection, waiting: Connection, holding: Connection, done: anyio.Event) -> bool:
@@ -234,7 +235,7 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
     connection.pgconn.enter_pipeline_mode()
     connection.pgconn.send_query_params(
         b"SELECT append_events_v1('{1}', '{job_1}', '{ws}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{2}', '{0}', '{f}',"
-        b" '{NULL}', '{NULL}', '{job.line}', '{t}', ARRAY['{}'])", None)
+        b" '{NULL}', '{NULL}', '{1}', '{0}', '{1}', '{job.line}', '{t}', '{}')", None)
     connection.pgconn.send_flush_request()
     connection.pgconn.flush()
     sys.stdin.read()  # and only then what else is in the pipeline, and the end of the transaction

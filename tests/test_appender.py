@@ -135,7 +135,7 @@ async def test_the_largest_append_lands(store: Store) -> None:
     rest = appender.APPEND_BYTES - len(LINE.data) * len(events)
     largest = NewEvent("job.line", encode({"m": ""})[:-2] + b"x" * (rest - len(encode({"m": ""}))) + b'"}', bulk=True)
     append = to("job_1", *events, largest)
-    assert append.size == appender.APPEND_BYTES
+    assert appender._Waiting(append, patience_s=0).size == appender.APPEND_BYTES
     assert await store.appender.append(append) == Appended(1, appender.APPEND_EVENTS)
     assert ask(store, TRANSACTIONS) == 1
 

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from eventstore import NEW, Append, Appended, NewEvent, Part, encode
+from eventstore.appender import _Waiting
 from eventstore.errors import Conflict, Fenced, InvalidEvent, KeyReused
 from eventstore.event import STREAM
 from tests.conftest import Store
@@ -289,7 +290,17 @@ async def test_nothing_follows_a_terminal_event(every_store: Store) -> None:
 def test_what_the_log_must_never_hold_is_invalid(append: Append) -> None:
     """The caller's mistakes are seen before anything is sent."""
     with pytest.raises(InvalidEvent):
-        append.check()
+        _Waiting(append, patience_s=0)
+
+
+async def test_a_payload_of_two_lines_is_an_error_and_moves_nothing(store: Store) -> None:
+    """Payloads travel as lines: one that is two would push its neighbours to places that are not theirs."""
+    broken = NewEvent("job.line", b'{"a":\n1}', bulk=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.appender.append, to("job_1", LINE))
+        with pytest.raises(psycopg.errors.RaiseException, match="2 payloads for 1 events"):
+            await store.appender.append(to("job_2", broken))
+    assert [line.stream for line in await store.log.read(0)] == ["job_1"]
 
 
 async def test_an_invalid_append_is_refused_at_the_door(store: Store) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from eventstore import NEW, Append, Appended, Feed, Leases, NewEvent, Part, encode
-from eventstore.appender import _answer, _columns
+from eventstore.appender import _answer, _columns, _Waiting
 from eventstore.database import Connection, call, connect
 from eventstore.errors import Conflict, Fenced, KeyReused
 from eventstore.tail import LOG, Hints, follow
@@ -256,7 +256,7 @@ class LogMachine(RuleBasedStateMachine):
         for wish in wishes:
             appends.append(self.meant(wish))
             expected.append(self.expected(appends[-1]))
-        rows = self.wait(call(self.writer, "append", *_columns(appends)))
+        rows = self.wait(call(self.writer, "append", *_columns([_Waiting(append, patience_s=0) for append in appends])))
         assert [
             told(_answer(append, row["outcome"], row)) for append, row in zip(appends, rows, strict=True)
         ] == expected

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eventstore import NEW, Append, Database, Feed, Line, Log, NewEvent, Part, encode
+from eventstore import NEW, Append, Database, Feed, Line, Log, NewEvent, Part, encode, log
 from tests.conftest import Server, Store, open_store
 
 pytestmark = pytest.mark.anyio
@@ -261,15 +261,30 @@ async def test_a_read_goes_no_further_than_it_is_told(story: Log) -> None:
 
 
 async def test_pages_of_any_size_are_the_whole(story: Log) -> None:
-    """Cut anywhere and read on from the last id, a log and a feed are the same lines."""
-    whole, feed = await story.read(0), await story.read_feed(RUN, 0)
+    """Cut anywhere and read on from the last id, a log and a feed are the same lines, as bytes and one by one."""
+    whole, feed = list(await story.read(0)), list(await story.read_feed(RUN, 0))
     assert [line.id for line in whole] == list(range(1, 22))
     for limit in range(1, 23):
         assert await read_all(story, limit=limit) == whole
         assert await read_all_of(story, RUN, limit=limit) == feed
     for after in range(23):
-        assert await story.read(after) == whole[after:]
-        assert await story.read_feed(RUN, after) == [line for line in feed if line.id > after]
+        assert list(await story.read(after)) == whole[after:]
+        assert list(await story.read_feed(RUN, after)) == [line for line in feed if line.id > after]
+
+
+@pytest.mark.parametrize("size", [1, 15, 40])
+async def test_pages_end_at_their_bytes_too(story: Log, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """A page of long lines is a short one, so that a reader's memory is bounded; what is left out comes next."""
+    whole, feed = list(await story.read(0)), list(await story.read_feed(RUN, 0))
+    monkeypatch.setattr(log, "PAGE_BYTES", size)
+    first = await story.read(0)
+    assert first.more
+    assert len(first) < len(whole)
+    assert await read_all(story) == whole
+    assert await read_all_of(story, RUN) == feed
+    found = await story.read_feeds([(RUN, 0), (RUN, feed[-2].id), (RUN, 17)])
+    assert [page.more for page in found.pages] == [True, False, False]
+    assert [line for page in found.pages[1:] for line in page] == feed[-1:]
 
 
 async def test_a_feed_has_the_same_bytes_as_the_log(story: Log) -> None:
@@ -295,7 +310,7 @@ async def test_control_events_are_what_folds_need(story: Log) -> None:
 async def test_a_log_says_which_one_it_is_and_how_far_it_has_come(store: Store) -> None:
     """Its id stays, and its head is 0 as long as it is empty."""
     empty = await store.log.identity()
-    assert (empty.head, empty.oldest, await store.log.head(), await store.log.read(0)) == (0, 0, 0, [])
+    assert (empty.head, empty.oldest, await store.log.head(), len(await store.log.read(0))) == (0, 0, 0, 0)
     await store.appender.append(Append((Part("job_1", [NOTED, LINE], "ws"),)))
     identity = await store.log.identity()
     assert (identity.head, identity.oldest, await store.log.head()) == (2, 1, 2)

@@ -10,6 +10,7 @@ import anyio
 import psycopg
 import pytest
 
+from eventstore import Database, Feed, Log
 from eventstore.migrations import migrate, status
 from eventstore.statements import folder, statements, texts
 from tests.conftest import Server
@@ -108,6 +109,24 @@ def test_the_picture_is_where_the_film_ends(every_server: Server) -> None:
     finally:
         every_server.drop(drawn)
         every_server.drop(filmed)
+
+
+async def test_a_log_from_before_segments_is_read_as_it_was(bare: str) -> None:
+    """The migration finds out from the events where each stream lies."""
+    run(bare, *(text for name, text in texts("migrations") if name < "0004"))
+    run(
+        bare,
+        "INSERT INTO events SELECT n, 'job_' || n / 3 % 2, n, 'ws', 'job.line', true, now(), '{}'"
+        " FROM generate_series(1, 12) AS n",
+        "INSERT INTO streams SELECT stream, 'ws', min(id), max(id), 0, 0, NULL, 0, 0 FROM events GROUP BY stream",
+    )
+    run(bare, *(text for name, text in texts("migrations") if name >= "0004"), *dict(texts("functions")).values())
+    assert rows(bare, "SELECT * FROM segments ORDER BY first_id") == [
+        ("job_0", 1, 2, 4), ("job_1", 3, 5, 6), ("job_0", 6, 8, 6), ("job_1", 9, 11, 6), ("job_0", 12, 12, 2),
+    ]  # fmt: skip
+    async with Database(bare) as database:
+        found = await Log(database).read_feed(Feed("job_0", None, 1, None), 1)
+        assert [line.id for line in found] == [2, 6, 7, 8, 12]
 
 
 @pytest.mark.parametrize(

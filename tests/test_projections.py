@@ -214,7 +214,7 @@ async def test_a_secret_that_looks_like_json_breaks_no_line(store: Store, url: s
     assert [row["message"] for row in table(url, "run_logs")] == ["*** *** ***"]
 
 
-def lines_of(log: list[Line], kind: str) -> list[dict[str, Any]]:
+def lines_of(log: Sequence[Line], kind: str) -> list[dict[str, Any]]:
     """The table of lines as the fold of the log."""
     found = []
     for one in log:

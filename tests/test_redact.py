@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Identifier
 from eventstore import Append, Database, Log, NewEvent, Part, encode
 from eventstore.database import call, connect, transaction
 from eventstore.errors import RebuildRunning
-from eventstore.event import Line
+from eventstore.event import Page
 from eventstore.log import FOREVER, PAGE
 from eventstore.migrations import migrate
 from eventstore.seals import Sealer
@@ -397,7 +397,7 @@ class Late(Log):
         super().__init__(database)
         self._meanwhile = meanwhile
 
-    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> list[Line]:
+    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
         page = await super().read(after, upto=upto, limit=limit)
         await self._meanwhile()
         return page

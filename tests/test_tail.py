@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from eventstore import Append, Line, NewEvent, Part
+from eventstore import Append, NewEvent, Page, Part
 from eventstore.tail import LOG, WORK, Hints, follow
 from tests.conftest import Store
 
@@ -40,13 +40,13 @@ async def append(store: Store, *events: NewEvent) -> None:
     await store.appender.append(Append((Part("job_1", events, "ws"),)))
 
 
-async def page_of(pages: AsyncIterator[list[Line]]) -> list[int]:
+async def page_of(pages: AsyncIterator[Page]) -> list[int]:
     """The ids of a tail's next page, which must come."""
     with anyio.fail_after(PATIENCE_S):
         return [line.id for line in await anext(pages)]
 
 
-async def ids_of(pages: AsyncIterator[list[Line]], upto: int) -> list[int]:
+async def ids_of(pages: AsyncIterator[Page], upto: int) -> list[int]:
     """The ids that a tail brings, up to one that must come."""
     ids: list[int] = []
     while not ids or ids[-1] < upto:

@@ -17,11 +17,14 @@ CREATE OR REPLACE FUNCTION append_events_v1(
     part_ends      boolean[], -- the part's last event is terminal
     append_key     text[],
     append_digest  text[],
-    event_type     text[],
-    event_bulk     boolean[],
-    event_data     text[]
+    kind_part      int[],     -- events of one type in a row: the part that they are in, 1..,
+    kind_place     int[],     -- how many events of that part come before them,
+    kind_events    int[],     -- and how many they are
+    kind_type      text[],
+    kind_bulk      boolean[],
+    payloads       text       -- of all events, a line each
 ) RETURNS TABLE (outcome text, first_id bigint, last_id bigint, stream text, last_control_id bigint)
--- A custom plan would fold the arrays into constants, and walk them from the start for each event: quadratic.
+-- A custom plan would fold the payloads into a constant array, and walk it from the start for each event: quadratic.
 LANGUAGE plpgsql VOLATILE SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -30,14 +33,16 @@ DECLARE
     moment    timestamptz;
     part      int := 1;                     -- the first part of the append at hand
     next_part int;
-    at_event  int := 0;                     -- events of all parts before the one at hand
     append    int;
+    event_data text[] := string_to_array(payloads, E'\n');
+    part_from int[] := '{}';                -- events of all parts before each
+    at_event  int := 0;
     known     record;
     lease     record;
     kept      record;
     moved     boolean := false;             -- whether a control event was accepted
-    row_stream text[] := '{}'; row_workspace text[] := '{}';
-    row_id bigint[] := '{}'; row_seq bigint[] := '{}'; row_from int[] := '{}'; row_count int[] := '{}';
+    -- The parts that are accepted, and what becomes of them.
+    new_part int[] := '{}'; new_workspace text[] := '{}'; new_id bigint[] := '{}'; new_seq bigint[] := '{}';
     in_workspace text[]; in_seq bigint[];
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);  -- 'ADE_LOG' and a version, as bytes
@@ -95,9 +100,8 @@ BEGIN
             FOR p IN part .. next_part - 1 LOOP
                 last_id := head + part_events[p];
                 IF part_events[p] > 0 THEN
-                    row_stream := row_stream || part_stream[p]; row_workspace := row_workspace || in_workspace[p];
-                    row_id := row_id || (head + 1); row_seq := row_seq || (in_seq[p] + 1);
-                    row_from := row_from || (at_event + 1); row_count := row_count || part_events[p];
+                    new_part := new_part || p; new_workspace := new_workspace || in_workspace[p];
+                    new_id := new_id || (head + 1); new_seq := new_seq || (in_seq[p] + 1);
                     moved := moved OR part_control[p] > 0;
                     INSERT INTO streams AS s VALUES (
                         part_stream[p], in_workspace[p], head + 1, last_id, in_seq[p] + part_events[p],
@@ -111,7 +115,6 @@ BEGIN
                         position = CASE WHEN part_position[p] IS NULL THEN s.position ELSE excluded.position END;
                 END IF;
                 head := last_id;
-                at_event := at_event + part_events[p];
             END LOOP;
             FOR p IN part .. next_part - 1 LOOP
                 IF part_events[p] = 0 THEN
@@ -121,21 +124,26 @@ BEGIN
             IF append_key[append] IS NOT NULL THEN
                 INSERT INTO append_keys VALUES (append_key[append], append_digest[append], first_id, last_id, moment);
             END IF;
-        ELSE
-            FOR p IN part .. next_part - 1 LOOP
-                at_event := at_event + part_events[p];
-            END LOOP;
         END IF;
+        FOR p IN part .. next_part - 1 LOOP
+            part_from := part_from || at_event;
+            at_event := at_event + part_events[p];
+        END LOOP;
         part := next_part;
         RETURN NEXT;
     END LOOP;
 
+    IF at_event <> cardinality(event_data) THEN
+        RAISE EXCEPTION 'there are % payloads for % events: a payload is one line', cardinality(event_data), at_event;
+    END IF;
+    INSERT INTO segments
+    SELECT part_stream[part], id, id + part_events[part] - 1, part_bytes[part] FROM unnest(new_part, new_id) AS new (part, id);
     INSERT INTO events (id, stream, seq, workspace, type, bulk, recorded_at, data)
-    SELECT r.id + n, r.stream, r.seq + n, r.workspace,
-           event_type[r.start + n], event_bulk[r.start + n], moment, event_data[r.start + n]
-    FROM unnest(row_stream, row_workspace, row_id, row_seq, row_from, row_count)
-             AS r (stream, workspace, id, seq, start, count),
-         generate_series(0, r.count - 1) AS n;
+    SELECT new.id + n, part_stream[part], new.seq + n, new.workspace, kind.type, kind.bulk, moment,
+           event_data[part_from[part] + n + 1]
+    FROM unnest(new_part, new_workspace, new_id, new_seq) AS new (part, workspace, id, seq)
+    JOIN unnest(kind_part, kind_place, kind_events, kind_type, kind_bulk) AS kind (part, place, events, type, bulk) USING (part),
+         generate_series(kind.place, kind.place + kind.events - 1) AS n;
     IF moved THEN
         PERFORM project_control_v1(head_before, head);
     END IF;

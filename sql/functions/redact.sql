@@ -29,7 +29,7 @@ BEGIN
     SELECT a.first_id INTO redacted_by FROM append_events_v1(
         ARRAY[1], ARRAY['system_log'], ARRAY[''], ARRAY[NULL::bigint], ARRAY[NULL::bigint], ARRAY[NULL::bigint],
         ARRAY[1], ARRAY[octet_length(says)::bigint], ARRAY[1], ARRAY[false], ARRAY[NULL::text], ARRAY[''],
-        ARRAY['event.redacted'], ARRAY[false], ARRAY[says]) AS a;
+        ARRAY[1], ARRAY[0], ARRAY[1], ARRAY['event.redacted'], ARRAY[false], says) AS a;
     SELECT sum(octet_length(e.data) - 79) INTO freed FROM events e WHERE e.id = ANY (ids);
     UPDATE events e SET data = '{"redacted":"' || encode(sha256(convert_to(e.data, 'UTF8')), 'hex') || '"}'
     WHERE e.id = ANY (ids);

@@ -1,7 +1,7 @@
 -- append: what was accepted is in the log; one row per append says how it went.
 SELECT outcome, first_id, last_id, stream, last_control_id FROM append_events_v1(
     %b::int[], %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::int[], %b::bigint[], %b::int[],
-    %b::boolean[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::text[]);
+    %b::boolean[], %b::text[], %b::text[], %b::int[], %b::int[], %b::int[], %b::text[], %b::boolean[], %b::text);
 
 -- identity: which log this is, and its newest id.
 SELECT log_id, coalesce((SELECT max(id) FROM events), 0) AS head, coalesce((SELECT min(id) FROM events), 0) AS oldest
@@ -18,53 +18,56 @@ FROM streams WHERE stream = %(stream)s;
 SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
 FROM events WHERE NOT bulk AND stream = ANY(%(streams)s) AND id <= %(upto)s ORDER BY id;
 
--- read_log: the lines of the whole log after a cursor.
+-- read_log: one page of the whole log after a cursor: how many lines, the last one's id, whether there are more, and all
+-- of them as one text.
 WITH page AS MATERIALIZED (
-    SELECT id, stream, seq, type, recorded_at, data FROM events
-    WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s
+    SELECT id, stream, seq, type, recorded_at, data FROM (
+        SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
+        FROM events WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s) AS e
+    WHERE before < %(most_bytes)s
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
-SELECT id, stream, type, convert_to(event_line_v1(id, stream, seq, type, times, data), 'UTF8') AS line
-FROM page JOIN moment USING (recorded_at) ORDER BY id;
+SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
+       coalesce(max(id), %(after)s) < least(%(upto)s, (SELECT max(id) FROM events)) AS more,
+       convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
+FROM page JOIN moment USING (recorded_at);
 
--- read_feed: the lines of one stream, and of a second one beside it, after a cursor and up to an id.
+-- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
 WITH page AS MATERIALIZED (
-    (SELECT id, stream, seq, type, recorded_at, data FROM events
-     WHERE stream = %(stream)s AND id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s)
-    UNION ALL
-    (SELECT id, stream, seq, type, recorded_at, data FROM events
-     WHERE stream = %(beside)s AND id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s)
-    ORDER BY id LIMIT %(limit)s
+    SELECT e.*
+    FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
+    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
-SELECT id, stream, type, convert_to(event_line_v1(id, stream, seq, type, times, data), 'UTF8') AS line
-FROM page JOIN moment USING (recorded_at) ORDER BY id;
+SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
+       coalesce(max(id), %(after)s) < least(%(upto)s, (
+           SELECT least(s.ended_id, greatest(s.last_id, (SELECT b.last_id FROM streams b WHERE b.stream = %(beside)s)))
+           FROM streams s WHERE s.stream = %(stream)s)) AS more,
+       convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
+FROM page JOIN moment USING (recorded_at);
 
--- read_feeds: the head, as number 0, and the next lines of many feeds, each after its own cursor; all of one moment.
+-- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
+-- moment.
 WITH page AS MATERIALIZED (
-    SELECT w.number, e.id, e.stream, e.seq, e.type, e.recorded_at, e.data
+    SELECT w.number, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest,
+           e.*
     FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
              WITH ORDINALITY AS w (stream, beside, after, number)
-    LEFT JOIN streams s ON s.stream = w.stream
+    JOIN streams s ON s.stream = w.stream
     LEFT JOIN streams b ON b.stream = w.beside
-    CROSS JOIN LATERAL (
-        (SELECT id, stream, seq, type, recorded_at, data FROM events
-         WHERE stream = w.stream AND id > w.after ORDER BY id LIMIT %(limit)s)
-        UNION ALL
-        (SELECT id, stream, seq, type, recorded_at, data FROM events
-         WHERE stream = w.beside AND id > w.after ORDER BY id LIMIT %(limit)s)
-        ORDER BY id LIMIT %(limit)s
-    ) AS e
-    WHERE greatest(s.last_id, b.last_id) > w.after
+    CROSS JOIN LATERAL page_ranges_v1(w.stream, w.beside, w.after, 9223372036854775807, %(limit)s, %(most_bytes)s) AS r
+    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
+    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
-SELECT 0 AS number, coalesce(max(id), 0) AS id, NULL AS stream, NULL AS type, NULL::bytea AS line FROM events
+SELECT 0 AS number, 0 AS lines, coalesce(max(id), 0) AS last_id, false AS more, NULL::bytea AS ndjson FROM events
 UNION ALL
-(SELECT number, id, stream, type, convert_to(event_line_v1(id, stream, seq, type, times, data), 'UTF8') AS line
- FROM page JOIN moment USING (recorded_at) ORDER BY number, id);
+(SELECT number, count(*), max(id), max(id) < max(newest),
+        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8')
+ FROM page JOIN moment USING (recorded_at) GROUP BY number ORDER BY number);
 
 -- forget_append_keys: idempotency keys older than a day are gone.
 DELETE FROM append_keys WHERE recorded_at < clock_timestamp() - interval '24 hours';

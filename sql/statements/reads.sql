@@ -85,23 +85,28 @@ FROM streams s JOIN builds b ON b.id = s.stream WHERE s.stream = %(stream)s;
 -- log_entries: the lines of one stream that carry a message, after a cursor.
 SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
        d ->> 'message' AS message
-FROM (SELECT id, recorded_at, data::json AS d FROM events
-      WHERE stream = %(stream)s AND id > %(after)s AND bulk ORDER BY id OFFSET 0) AS line
-WHERE json_typeof(d -> 'message') = 'string' ORDER BY id LIMIT %(limit)s;
+FROM segments s CROSS JOIN LATERAL (
+    SELECT id, recorded_at, data::json AS d
+    FROM events_between_v1(greatest(s.first_id, %(after)s + 1), s.last_id) WHERE bulk OFFSET 0) AS line
+WHERE s.stream = %(stream)s AND s.last_id > %(after)s AND json_typeof(d -> 'message') = 'string'
+ORDER BY s.last_id, id LIMIT %(limit)s;
 
 -- last_log_entries: the last lines of one stream that carry a message, newest first.
 SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
        d ->> 'message' AS message
-FROM (SELECT id, recorded_at, data::json AS d FROM events
-      WHERE stream = %(stream)s AND bulk ORDER BY id DESC OFFSET 0) AS line
-WHERE json_typeof(d -> 'message') = 'string' ORDER BY id DESC LIMIT %(limit)s;
+FROM segments s CROSS JOIN LATERAL (
+    SELECT id, recorded_at, data::json AS d FROM events_between_v1(s.first_id, s.last_id) WHERE bulk OFFSET 0) AS line
+WHERE s.stream = %(stream)s AND json_typeof(d -> 'message') = 'string'
+ORDER BY s.last_id DESC, id DESC LIMIT %(limit)s;
 
 -- feed_bytes: how long the lines of a feed are, line ends counted, after a cursor and up to an id; the last redaction.
-SELECT coalesce(sum(octet_length(event_line_v1(id, stream, seq, type, event_times_v1(recorded_at), data)) + 1), 0)::bigint
+SELECT coalesce(sum(octet_length(event_line_v1(e.id, e.stream, e.seq, e.type, event_times_v1(e.recorded_at), e.data)) + 1), 0)::bigint
        AS bytes,
        (SELECT coalesce(max(r.id), 0) FROM events r
         WHERE r.stream = 'system_log' AND NOT r.bulk AND r.type = 'event.redacted') AS redacted
-FROM events WHERE stream = ANY(%(streams)s) AND id > %(after)s AND id <= %(upto)s;
+FROM segments g
+CROSS JOIN LATERAL events_between_v1(greatest(g.first_id, %(after)s + 1), least(g.last_id, %(upto)s)) AS e
+WHERE g.first_id <= %(upto)s AND g.stream = ANY(%(streams)s) AND g.last_id > %(after)s;
 
 -- workers: who holds leases now, and how many.
 SELECT holder AS id, count(*)::int AS leases, extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
@@ -112,5 +117,6 @@ SELECT coalesce((SELECT max(id) FROM events), 0) - coalesce(min(id), 0) AS lag F
 
 -- last_id_upto: the last event of some streams up to an id.
 SELECT max(last_id) AS last_id FROM (
-    SELECT (SELECT e.id FROM events e WHERE e.stream = s AND e.id <= %(upto)s ORDER BY e.id DESC LIMIT 1) AS last_id
+    SELECT (SELECT least(g.last_id, %(upto)s) FROM segments g
+            WHERE g.stream = s AND g.first_id <= %(upto)s ORDER BY g.last_id DESC LIMIT 1) AS last_id
     FROM unnest(%(streams)s::text[]) AS s) AS found;
