@@ -210,6 +210,17 @@ class Page(Sequence[Line]):
 
     __hash__ = None  # type: ignore[assignment]  # as of every sequence that is compared by what it holds
 
+    @property
+    def first_id(self) -> int:
+        """The id of the first line, of a page that has one."""
+        return int(self.ndjson[6 : self.ndjson.index(b",")])
+
+    def ndjson_after(self, after: int) -> bytes:
+        """The lines after an id."""
+        if not self or self.first_id > after:
+            return self.ndjson
+        return b"".join([line.line + b"\n" for line in self if line.id > after])
+
     @overload
     def __getitem__(self, place: int) -> Line: ...
     @overload
@@ -218,3 +229,18 @@ class Page(Sequence[Line]):
         if self._lines is None:
             self._lines = [Line.read(line) for line in self.ndjson.split(b"\n")[:-1]]
         return self._lines[place]
+
+
+class Stretch(Page):
+    """A page of one stream alone. ``bulk`` says that no event in it changes any state."""
+
+    __slots__ = ("bulk", "stream")
+
+    def __init__(self, stream: str, lines: int, last_id: int, *, bulk: bool, ndjson: bytes) -> None:
+        super().__init__(lines, last_id, more=False, ndjson=ndjson)
+        self.stream = stream
+        self.bulk = bulk
+
+    def apart(self) -> list["Stretch"]:
+        """Each of its lines by itself. It is not known of a single one that it is bulk."""
+        return [Stretch(line.stream, 1, line.id, bulk=False, ndjson=line.line + b"\n") for line in self]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import orjson
 
-from eventstore import Database, Feed, Line, Log
+from eventstore import Database, Feed, Line, Log, Stretch
 from projections.events import TERMINAL
 from projections.ndjson_file import FeedFile
 
 logger = logging.getLogger("ade.projector")
 
 OPEN_FILES = 200
+PAGE_LINES = 4_000
 
 PathOf = Callable[[str, str], Path]
 
@@ -38,12 +39,12 @@ class LogFiles:
         """One page of the log; whether there was anything."""
         if self._after is None:
             await self._begin()
-        page = await self._log.read(self._after or 0)
-        if not page:
+        stretches = await self._log.read_stretches(self._after or 0, limit=PAGE_LINES)
+        if not stretches:
             return False
-        for stream, lines in self._sort(page).items():
-            await self._write(stream, lines)
-        self._after = page[-1].id
+        for stream, pages in self._sort(stretches).items():
+            await self._write(stream, pages)
+        self._after = stretches[-1].last_id
         await self._database.rows("checkpoint", projection="log_files", id=self._after)
         return True
 
@@ -60,26 +61,32 @@ class LogFiles:
             self._runs_beside[row["build_id"]].add(row["id"])
             self._build_beside[row["id"]] = row["build_id"]
 
-    def _sort(self, page: Sequence[Line]) -> dict[str, list[Line]]:
+    def _sort(self, stretches: Sequence[Stretch]) -> dict[str, list[Stretch]]:
         """The page by the feeds that its lines belong to."""
-        sorted_: dict[str, list[Line]] = defaultdict(list)
-        for line in page:
-            if not line.stream.startswith(("run_", "build_")):
+        sorted_: dict[str, list[Stretch]] = defaultdict(list)
+        for stretch in stretches:
+            if not stretch.stream.startswith(("run_", "build_")):
                 continue
-            sorted_[line.stream].append(line)
-            for run in self._runs_beside.get(line.stream, ()):
-                sorted_[run].append(line)
-            if line.type == "run.created":
-                build_id = orjson.loads(line.line)["build_id"]
-                if build_id is not None:
-                    self._runs_beside[build_id].add(line.stream)
-                    self._build_beside[line.stream] = build_id
-            elif line.type == "run.completed":
-                self._part(line.stream)
-            elif line.type == "build.completed":
-                for run in list(self._runs_beside.get(line.stream, ())):
-                    self._part(run)
+            for piece in [stretch] if stretch.bulk else stretch.apart():
+                sorted_[piece.stream].append(piece)
+                for run in self._runs_beside.get(piece.stream, ()):
+                    sorted_[run].append(piece)
+                if not piece.bulk:
+                    self._learn(piece[0])
         return sorted_
+
+    def _learn(self, line: Line) -> None:
+        """From here on a run has a build beside it, or none any more."""
+        if line.type == "run.created":
+            build_id = orjson.loads(line.line)["build_id"]
+            if build_id is not None:
+                self._runs_beside[build_id].add(line.stream)
+                self._build_beside[line.stream] = build_id
+        elif line.type == "run.completed":
+            self._part(line.stream)
+        elif line.type == "build.completed":
+            for run in list(self._runs_beside.get(line.stream, ())):
+                self._part(run)
 
     def _part(self, run: str) -> None:
         """The run has no build beside it any more."""
@@ -89,7 +96,7 @@ class LogFiles:
             if not self._runs_beside[build_id]:
                 del self._runs_beside[build_id]
 
-    async def _write(self, stream: str, lines: Sequence[Line]) -> None:
+    async def _write(self, stream: str, pages: Sequence[Stretch]) -> None:
         file = self._files.get(stream)
         if file is not None and not file.untouched:
             self._files.pop(stream).close()
@@ -98,12 +105,13 @@ class LogFiles:
             file = await self._open(stream)
             if file is None:
                 return
-            await file.catch_up(self._log, lines[0].id - 1)  # what is missing, whoever removed it
+            await file.catch_up(self._log, pages[0].first_id - 1)  # what is missing, whoever removed it
             if len(self._files) >= OPEN_FILES:
                 self.close()
             self._files[stream] = file
-        file.write(lines)
-        if lines[-1].stream == stream and lines[-1].type in TERMINAL:
+        file.write(pages)
+        last = pages[-1]
+        if not last.bulk and last.stream == stream and last[-1].type in TERMINAL:
             self._files.pop(stream).close()
 
     async def _open(self, stream: str) -> FeedFile | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from eventstore import Feed, Line, Log
+from eventstore import Feed, Log, Page
 from eventstore.errors import StoreBug
 
 _BLOCK = 64 * 1024
@@ -76,20 +76,20 @@ class FeedFile:
     async def catch_up(self, log: Log, upto: int) -> None:
         """Writes what the feed has after the file's end, up to an id."""
         while page := await log.read_feed(self.feed, self.last_id, upto=upto):
-            self.write(page)
+            self.write([page])
         self.last_id = max(self.last_id, upto)
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, pages: Sequence[Page]) -> None:
         """Appends the lines that the file does not have yet."""
-        fresh = [line for line in lines if line.id > self.last_id]
+        fresh = [page for page in pages if page.last_id > self.last_id]
         if not fresh:
             return
-        data = b"".join([line.line + b"\n" for line in fresh])
+        data = b"".join([page.ndjson_after(self.last_id) for page in fresh])
         written = self._file.write(data)
         if written != len(data):
             raise StoreBug(reason="a log file took only a part of its lines", file=self._file.name)
         self._size += written
-        self.last_id = fresh[-1].id
+        self.last_id = fresh[-1].last_id
 
     def close(self) -> None:
         self._file.close()

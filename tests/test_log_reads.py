@@ -287,6 +287,22 @@ async def test_pages_end_at_their_bytes_too(story: Log, monkeypatch: pytest.Monk
     assert [line for page in found.pages[1:] for line in page] == feed[-1:]
 
 
+async def test_stretches_are_the_log_cut_where_the_stream_changes(story: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined they are the same bytes; each is of one stream, and says whether all of it is output."""
+    stretches = await story.read_stretches(0)
+    assert b"".join([stretch.ndjson for stretch in stretches]) == (await story.read(0)).ndjson
+    assert [(stretch.stream, stretch.first_id, stretch.last_id, stretch.bulk) for stretch in stretches] == [
+        ("build_1", 1, 3, False), ("run_2", 4, 4, False), ("run_1", 5, 6, False), ("build_1", 7, 8, False),
+        ("run_2", 9, 10, True), ("run_1", 11, 13, True), ("build_1", 14, 14, False), ("run_1", 15, 17, False),
+        ("build_2", 18, 19, False), ("run_2", 20, 21, False),
+    ]  # fmt: skip
+    assert [piece[0] for stretch in stretches for piece in stretch.apart()] == list(await story.read(0))
+    assert stretches[0].ndjson_after(1) == b"".join([line.line + b"\n" for line in stretches[0][1:]])
+    assert [stretch.last_id for stretch in await story.read_stretches(8, limit=4)] == [10, 12]
+    monkeypatch.setattr(log, "PAGE_BYTES", 15)
+    assert (await story.read_stretches(0))[-1].last_id < 21
+
+
 async def test_a_feed_has_the_same_bytes_as_the_log(story: Log) -> None:
     """A line is made in one place, so it is the same wherever it is read."""
     of_log = {line.id: line for line in await story.read(0)}

@@ -20,8 +20,8 @@ from psycopg.sql import SQL, Identifier
 from eventstore import Append, Database, Log, NewEvent, Part, encode
 from eventstore.database import call, connect, transaction
 from eventstore.errors import RebuildRunning
-from eventstore.event import Page
-from eventstore.log import FOREVER, PAGE
+from eventstore.event import Stretch
+from eventstore.log import PAGE
 from eventstore.migrations import migrate
 from eventstore.seals import Sealer
 from eventstore.statements import texts
@@ -397,8 +397,8 @@ class Late(Log):
         super().__init__(database)
         self._meanwhile = meanwhile
 
-    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
-        page = await super().read(after, upto=upto, limit=limit)
+    async def read_stretches(self, after: int, *, limit: int = PAGE) -> list[Stretch]:
+        page = await super().read_stretches(after, limit=limit)
         await self._meanwhile()
         return page
 

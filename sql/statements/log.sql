@@ -33,6 +33,24 @@ SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
 FROM page JOIN moment USING (recorded_at);
 
+-- read_stretches: one page of the whole log after a cursor, in stretches: lines of one stream with no other's between.
+WITH page AS MATERIALIZED (
+    SELECT id, stream, seq, type, bulk, recorded_at, data FROM (
+        SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
+        FROM events WHERE id > %(after)s ORDER BY id LIMIT %(limit)s) AS e
+    WHERE before < %(most_bytes)s
+), moment AS MATERIALIZED (
+    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
+), line AS (
+    SELECT id, stream, bulk, event_line_v1(id, stream, seq, type, times, data) AS line,
+           sum(begins) OVER (ORDER BY id) AS number
+    FROM (SELECT *, (lag(stream) OVER (ORDER BY id) IS DISTINCT FROM stream)::int AS begins FROM page) AS p
+    JOIN moment USING (recorded_at)
+)
+SELECT stream, bool_and(bulk) AS bulk, count(*) AS lines, max(id) AS last_id,
+       convert_to(string_agg(line, E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
+FROM line GROUP BY number, stream ORDER BY number;
+
 -- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
 WITH page AS MATERIALIZED (
     SELECT e.*
