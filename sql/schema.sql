@@ -264,7 +264,7 @@ CREATE TABLE run_logs (
     level      text,
     message    text        NOT NULL
 );
-CREATE INDEX run_logs_of_run ON run_logs (run_id, id);
+CREATE INDEX run_logs_near_run ON run_logs USING brin (run_id text_bloom_ops) WITH (autosummarize = on);
 
 CREATE TABLE build_logs (
     id         bigint      PRIMARY KEY,
@@ -275,7 +275,7 @@ CREATE TABLE build_logs (
     step       text,
     message    text        NOT NULL
 );
-CREATE INDEX build_logs_of_build ON build_logs (build_id, id);
+CREATE INDEX build_logs_near_build ON build_logs USING brin (build_id text_bloom_ops) WITH (autosummarize = on);
 
 
 -- For people: a run or a build with the worker that has it.
