@@ -8,6 +8,7 @@ twice (see ``Append.repeatable``) is sent again; only what may not is given back
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import anyio
 from anyio.abc import TaskStatus
@@ -29,6 +30,7 @@ WAITING_BYTES = 64 * 2**20
 PATIENCE_S = 10.0
 """How long an append waits for a database that is away, unless its caller says otherwise."""
 
+HINT_TIMEOUT_S = 1.0
 HINT_INTERVAL_S = 0.01
 """Hints go out at once when idle and no closer than this under load: NOTIFY takes a lock of the whole server."""
 
@@ -124,6 +126,8 @@ class Appender:
                         self._work = anyio.Event()
             finally:
                 await self._disconnect()
+                if self._hint.is_set():  # who appends and stops at once has readers too
+                    await self._send_hint()
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -181,13 +185,14 @@ class Appender:
     async def _send_hints(self) -> None:
         while True:
             await self._hint.wait()
-            self._hint = anyio.Event()
-            moved, self._moved = self._moved, False
-            try:
-                await self._database.rows("hint", moved=moved)
-            except Unavailable:
-                await anyio.sleep(jitter(0.1, 0.3))  # a hint may be lost: readers poll
+            await self._send_hint()
             await anyio.sleep(HINT_INTERVAL_S)
+
+    async def _send_hint(self) -> None:
+        self._hint = anyio.Event()
+        moved, self._moved = self._moved, False
+        with anyio.move_on_after(HINT_TIMEOUT_S, shield=True), suppress(Unavailable):  # may be lost: readers poll
+            await self._database.rows("hint", moved=moved)
 
 
 def _who_can_wait(batch: Sequence[_Waiting], away: Unavailable) -> list[_Waiting]:

@@ -1,7 +1,9 @@
 """``events.ndjson``: a projection whose table is a file, one for each run and each build.
 
-One writer. A file holds the lines of its feed, from the first on and in order; a torn last line is cut when the file is
-opened again. Whoever reads takes the file up to its last whole line, and the log from there.
+A file holds the lines of its feed, from the first on and in order, and nothing else: so every byte has one place where it
+belongs, and is written there, never at what happens to be the end. A torn last line is written over, and a second writer
+(a projector that was stopped and lost its lease meanwhile) writes the same bytes to the same places. Whoever reads takes
+the file up to its last whole line, and the log from there.
 """
 
 import os
@@ -55,22 +57,22 @@ def _line_end_before(descriptor: int, size: int) -> int:
 
 
 class FeedFile:
-    """The file of one feed, open for its one writer."""
+    """The file of one feed, open for writing."""
 
     def __init__(self, path: Path, feed: Feed) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.feed = feed
         end = end_of(path)
         self.last_id = max(end.last_id, feed.first_id - 1)
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell() != end.size:
-            self._file.truncate(end.size)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if end.size == 0:
+            os.ftruncate(self._file, 0)  # what is there, if anything, is not ours
         self._size = end.size
 
     @property
     def untouched(self) -> bool:
         """Whether it is as it was left: another writer, or a person, may have changed or removed it."""
-        now = os.fstat(self._file.fileno())
+        now = os.fstat(self._file)
         return now.st_size == self._size and now.st_nlink > 0
 
     async def catch_up(self, log: Log, upto: int) -> None:
@@ -80,16 +82,16 @@ class FeedFile:
         self.last_id = max(self.last_id, upto)
 
     def write(self, pages: Sequence[Page]) -> None:
-        """Appends the lines that the file does not have yet."""
+        """Adds the lines that the file does not have yet."""
         fresh = [page for page in pages if page.last_id > self.last_id]
         if not fresh:
             return
         data = b"".join([page.ndjson_after(self.last_id) for page in fresh])
-        written = self._file.write(data)
+        written = os.pwrite(self._file, data, self._size)
         if written != len(data):
-            raise StoreBug(reason="a log file took only a part of its lines", file=self._file.name)
+            raise StoreBug(reason="a log file took only a part of its lines", stream=self.feed.stream)
         self._size += written
         self.last_id = fresh[-1].last_id
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)

@@ -12,7 +12,7 @@ import pytest
 
 from eventstore import NEW, Append, Appended, Appender, Database, NewEvent, Part, appender, encode
 from eventstore.errors import Conflict, TooLarge, Unavailable
-from tests.conftest import Store
+from tests.conftest import Store, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -240,3 +240,14 @@ async def test_a_database_that_is_away_is_told(
     assert told.value.facts.get("landed") == landed
     if landed is None:
         assert time.monotonic() - begun >= patience_s
+
+
+async def test_the_last_append_is_hinted_though_its_appender_stops(url: str) -> None:
+    """A program that appends and ends keeps no reader waiting until its next poll."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as listening:
+        await listening.execute("LISTEN ade_log")
+        async for store in open_store(url):
+            for _ in range(2):  # the second comes while hints keep their distance from the first one's
+                await store.appender.append(to("job_1", LINE))
+        heard = [notify async for notify in listening.notifies(timeout=10, stop_after=2)]
+    assert len(heard) == 2
