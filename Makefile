@@ -37,4 +37,5 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/npm install --prefix .venv/node --no-save --no-audit --no-fund --loglevel=error eventsource@4
 	@touch $@

@@ -52,7 +52,7 @@ def _without_nul(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to make, and every line of output is one
 class NewEvent:
     """An event that is not in the log yet.
 

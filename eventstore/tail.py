@@ -1,11 +1,11 @@
-"""Following the log: catch up by reading after a cursor, then wait for a hint and read again.
+"""Hints: when to read on after a cursor.
 
 A hint is a notification that somebody appended. Polling is the truth that a hint speeds up: a lost, early or doubled
 hint changes nothing, so a dropped connection or a restarted server is waited out here and nobody else notices.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 from anyio.abc import TaskStatus
@@ -13,8 +13,6 @@ from anyio.abc import TaskStatus
 from eventstore.clock import jitter
 from eventstore.database import Database
 from eventstore.errors import Unavailable
-from eventstore.event import Page
-from eventstore.log import FOREVER, PAGE, Log
 
 LOG = "ade_log"
 """Hints that anything was appended."""
@@ -60,19 +58,3 @@ class Hints:
                     self.pulse()
             except Unavailable:
                 await anyio.sleep(jitter(0.2, 1.0))
-
-
-async def follow(log: Log, hints: Hints, after: int, *, limit: int = PAGE) -> AsyncIterator[Page]:
-    """Pages of the whole log after a cursor, without end. An empty page says: caught up, waiting from here."""
-    while True:
-        wait = hints.next()
-        try:
-            page = await log.read(after, upto=FOREVER, limit=limit)
-        except Unavailable:
-            await wait()
-            continue
-        yield page
-        if page:
-            after = page[-1].id
-        if len(page) < limit:
-            await wait()

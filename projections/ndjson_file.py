@@ -1,9 +1,9 @@
 """``events.ndjson``: a projection whose table is a file, one for each run and each build.
 
-A file holds the lines of its feed, from the first on and in order, and nothing else: so every byte has one place where it
-belongs, and is written there, never at what happens to be the end. A torn last line is written over, and a second writer
-(a projector that was stopped and lost its lease meanwhile) writes the same bytes to the same places. Whoever reads takes
-the file up to its last whole line, and the log from there.
+A file holds the lines of its feed, from the first on and in order, and nothing else. So every byte has one place where
+it belongs, and is written there, never at what happens to be the end: a torn last line is written over, and a second
+writer (a projector that was stopped and lost its lease meanwhile) writes the same bytes to the same places. Whoever
+reads takes the file up to its last whole line, and the log from there.
 """
 
 import os

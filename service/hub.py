@@ -1,17 +1,20 @@
 """The one tail of a process, shared by all its viewers.
 
-For each feed that somebody watches the hub keeps a short *ring*: its newest lines, and how far they reach without a
-gap. Whenever a hint arrives, and at least every second, it reads what is new of all watched feeds in one statement, and
-wakes the viewers of those that moved. A viewer is a cursor: within the ring it takes lines from there, behind it it
-reads the table until it is back. So there is no live mode that could differ from the history, a slow viewer holds
-nothing but its cursor, and a quiet run's viewers sleep while another run floods.
+A viewer watches a *source*: the feed of a run or a build, or a selection from the whole log. For each source that
+somebody watches the hub keeps a short *ring*: its newest lines, and how far they reach without a gap. Whenever a hint
+arrives, and at least every second, it reads what is new of all watched sources in one statement (one for feeds and one
+for selections, so that no feed waits while rows are examined for a filter), and wakes the viewers of those that moved.
+A viewer is a cursor: within the ring it takes lines from there, behind it it reads the table until it is back. So there
+is no live mode that could differ from the history, a slow viewer holds nothing but its cursor, and a quiet run's
+viewers sleep while another run floods.
 """
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -19,7 +22,9 @@ from anyio.abc import TaskStatus
 from eventstore import Feed, Line, Log
 from eventstore.clock import jitter
 from eventstore.errors import Unavailable
+from eventstore.event import Page
 from eventstore.log import PAGE
+from eventstore.selection import News, Selection, select
 from eventstore.tail import Hints
 from projections.events import TERMINAL
 
@@ -27,24 +32,31 @@ COALESCE_S = 0.002
 """The least time between two looks; an idle feed's line is passed on at once."""
 COALESCE_VIEWER_S = 20e-6
 """What each woken viewer adds to that: about what it costs to send it something."""
-SYSTEM = Feed("system_log", None, first_id=1, ended_id=None)
 RING_LINES = 4_000
 RING_BYTES = 2**20
-"""Of one feed, beyond the lines of the newest look."""
+"""Of one source, beyond the lines of the newest look."""
+SYSTEM = Feed("system_log", None, first_id=1, ended_id=None)
+REDACTIONS = Selection(("event.redacted",), control=True)
+
+Source = Feed | Selection
+S = TypeVar("S", bound=Source)
 
 
 class Frame(Protocol):
     """How lines become bytes."""
 
     def lines(self, page: Sequence[Line]) -> bytes: ...
+    def bookmark(self, head: int) -> bytes: ...
 
 
-class Ring:
-    """The newest lines of one feed: all those with ``floor < id <= upto``."""
+class Ring(Generic[S]):
+    """The newest lines of one source: all those with ``floor < id <= upto``."""
 
-    def __init__(self, feed: Feed, upto: int) -> None:
-        self.feed = feed
+    def __init__(self, source: S, upto: int) -> None:
+        self.source = source
         self.floor = self.upto = upto
+        self.new = True
+        """Whether nobody has looked yet."""
         self.viewers = 0
         self.moved = anyio.Event()
         self._lines: list[Line] = []
@@ -53,7 +65,7 @@ class Ring:
         self._chunks: dict[tuple[int, Frame], tuple[bytes, int, bool]] = {}
 
     def extend(self, lines: Sequence[Line], upto: int) -> None:
-        """Takes the next lines of the feed, which reach up to an id, and wakes the viewers."""
+        """Takes the next lines of the source, which reach up to an id, and wakes the viewers."""
         self._lines += lines
         self._ids += [line.id for line in lines]
         self._bytes += sum(len(line.line) for line in lines)
@@ -77,94 +89,114 @@ class Ring:
         self._chunks.clear()
         self._bytes, self.floor = 0, self.upto
 
+    def leap(self, head: int) -> None:
+        """Begins again at the head, and sends the viewers to the table for what lies before it."""
+        self.forget()
+        self.floor = head
+        self.extend((), head)
+
     def since(self, after: int, limit: int) -> list[Line]:
         """Lines after an id that is not below the floor."""
         start = bisect_right(self._ids, after)
         return self._lines[start : start + limit]
 
     def chunk(self, after: int, frame: Frame) -> tuple[bytes, int, bool]:
-        """:meth:`since` as bytes, the id that they reach, whether the feed ends there: made once for all viewers."""
-        key = (after, frame)
-        made = self._chunks.get(key)
+        """All lines after an id, framed once for all viewers; the id of the last one; whether the source ends there."""
+        place = bisect_right(self._ids, after)
+        made = self._chunks.get((place, frame))
         if made is None:
-            page, ended = up_to_the_end(self.feed, self.since(after, RING_LINES * 4))
-            made = (frame.lines(page) if page else b"", page[-1].id if page else after, ended)
-            self._chunks[key] = made
+            page, ended = up_to_the_end(self.source, self._lines[place:])
+            made = (frame.lines(page) if page else b"", page[-1].id if page else 0, ended)
+            self._chunks[place, frame] = made
         return made
 
 
-def up_to_the_end(feed: Feed, page: list[Line]) -> tuple[list[Line], bool]:
+def up_to_the_end(source: Source, page: Sequence[Line]) -> tuple[Sequence[Line], bool]:
     """The page up to the feed's own terminal event, and whether it has it: a build beside it may well go on."""
-    for place, line in enumerate(page, 1):
-        if line.type in TERMINAL and line.stream == feed.stream:
-            return page[:place], True
+    if isinstance(source, Feed):
+        for place, line in enumerate(page, 1):
+            if line.type in TERMINAL and line.stream == source.stream:
+                return page[:place], True
     return page, False
 
 
 class Viewer:
-    """One reader of one feed. ``after`` is the last line that it was given, and all that it must remember."""
+    """One reader of one source. ``after`` is the cursor that it has given, and all that its client must remember."""
 
-    def __init__(self, hub: "Hub", ring: Ring, feed: Feed, after: int) -> None:
+    def __init__(self, hub: "Hub", ring: Ring[Any], source: Source, after: int) -> None:
         self.after = after
-        self.ended = feed.ended_id is not None and after >= feed.ended_id
+        self.ended = isinstance(source, Feed) and source.ended_id is not None and after >= source.ended_id
         """Whether the terminal event lies behind the cursor."""
         self._hub = hub
         self._ring = ring
-        self._feed = feed
-        self._has = after  # everything of the feed up to here was given; runs ahead of `after` where others write
+        self._source = source
+        self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
         self._in_ring = False  # the first read is of the table: the ring may not have looked yet
+        self._live = False  # whether it was not behind when it last had to wait
 
-    async def page(self, timeout_s: float, limit: int) -> list[Line]:
-        """The next lines; none when the feed stays quiet for so long, drains or has ended."""
+    @property
+    def behind(self) -> bool:
+        """Whether it still reads the table, where more may be though nothing happens."""
+        return not self._in_ring or self._has < self._ring.floor
+
+    async def page(self, timeout_s: float, limit: int) -> Sequence[Line]:
+        """The next lines; none when the source stays quiet for so long, drains or has ended."""
         deadline = time.monotonic() + timeout_s
-        while not self.ended:
+        page: Sequence[Line] = ()
+        while not (page or self.ended):
             moved = self._ring.moved
             page = await self._read(limit)
-            if page:
-                return page
-            if not await self._wait(moved, deadline):
+            if not page and not await self._wait(moved, deadline):
                 break
-        return []
+        self._mark()
+        return page
 
     async def chunk(self, timeout_s: float, frame: Frame) -> bytes:
-        """:meth:`page`, framed. Viewers that are at the same place are given the same bytes."""
+        """:meth:`page`, framed, or a bookmark. Viewers that are at the same place are given the same bytes."""
         deadline = time.monotonic() + timeout_s
         while not self.ended:
             moved = self._ring.moved
-            if self._behind:
+            if self.behind:
                 page = await self._read(PAGE)
                 chunk = frame.lines(page) if page else b""
             else:
-                chunk, self._has, self.ended = self._ring.chunk(self._has, frame)
-                self.after = self._has if chunk else self.after
+                chunk, last, self.ended = self._ring.chunk(self._has, frame)
+                self.after = last if chunk else self.after
+                self._has = max(self._has, self._ring.upto)  # it may lag behind the table
             if chunk:
                 return chunk
+            was_live, self._live = self._live, not self.behind
+            if self._live > was_live and self._mark():
+                return frame.bookmark(self.after)  # it has caught up; how far is told again when the time is over
             if not await self._wait(moved, deadline):
                 break
-        return b""
+        return frame.bookmark(self.after) if self._mark() else b""
 
-    @property
-    def _behind(self) -> bool:
-        return not self._in_ring or self._has < self._ring.floor
+    def _mark(self) -> bool:
+        """Moves the cursor to where a filter has come without a line; whether that is news."""
+        moved = isinstance(self._source, Selection) and self._has > self.after
+        if moved:
+            self.after = self._has
+        return moved
 
-    async def _read(self, limit: int) -> list[Line]:
+    async def _read(self, limit: int) -> Sequence[Line]:
         upto = self._ring.upto
-        if self._behind:
+        page: Sequence[Line]
+        if self.behind:
             try:
-                found = await self._hub.log.read_feed(self._feed, self._has, limit=limit)
+                page, reached, complete = await self._hub.read(self._source, self._has, limit)
             except Unavailable:  # the viewer keeps its cursor and the client its connection
                 await anyio.sleep(jitter(0.2, 0.6))
-                return []
-            self._in_ring = complete = not found.more
-            page = found[:]
+                return ()
+            self._in_ring = complete
         else:
             page = self._ring.since(self._has, limit)
-            complete = len(page) < limit
-        page, self.ended = up_to_the_end(self._feed, page)
+            reached, complete = self._has, len(page) < limit
+        page, self.ended = up_to_the_end(self._source, page)
         if page:
-            self.after = self._has = page[-1].id
-        if complete:
-            self._has = max(self._has, upto)  # read after the ring had come this far: there is nothing in between
+            self.after = page[-1].id
+        # What is complete was read after the ring had come up to there: there is nothing in between.
+        self._has = max(self.after, reached, upto if complete else 0)
         return page
 
     async def _wait(self, moved: anyio.Event, deadline: float) -> bool:
@@ -172,55 +204,52 @@ class Viewer:
         left_s = deadline - time.monotonic()
         if self._hub.draining or left_s <= 0:
             return False
-        if self._behind:
+        if self.behind:
             return True
         with anyio.move_on_after(left_s):
             await moved.wait()
         return True
 
 
-class Hub:
-    """Start :meth:`run` in a task group; watch with ``with hub.view(feed, after) as viewer``."""
+class Watch(Generic[S]):
+    """The rings of all watched sources of one kind, and the loop that reads what is new of them in one statement."""
 
-    def __init__(self, log: Log, hints: Hints) -> None:
-        self.log = log
-        self.draining = False
+    def __init__(self, read: Callable[[Sequence[tuple[S, int]]], Awaitable[News]], redactions: S) -> None:
+        self.rings: dict[Hashable, Ring[S]] = {}
+        self.head = 0
+        """From here on redactions are looked for."""
         self.heartbeat = time.monotonic()
-        """When the log was last asked how far it has come."""
-        self._hints = hints
-        self._head = 0
-        self._rings: dict[tuple[str, ...], Ring] = {}
+        self._read = read
+        self._redactions = redactions
 
     @contextmanager
-    def view(self, feed: Feed, after: int) -> Iterator[Viewer]:
-        """A viewer for as long as the block lasts."""
-        ring = self._rings.get(feed.streams)
+    def ring(self, source: S, hints: Hints) -> Iterator[Ring[S]]:
+        """The ring of a source, which is kept up while somebody is in such a block."""
+        key: Hashable = source.streams if isinstance(source, Feed) else source
+        ring = self.rings.get(key)
         if ring is None:
             # From the newest id that was seen: what came after it is read from the table, or by the next look.
-            ring = self._rings[feed.streams] = Ring(feed, self._head)
-            self._hints.pulse()
+            ring = self.rings[key] = Ring(source, self.head)
+            hints.pulse()
         ring.viewers += 1
         try:
-            yield Viewer(self, ring, feed, after)
+            yield ring
         finally:
             ring.viewers -= 1
             if ring.viewers == 0:
-                del self._rings[feed.streams]
+                del self.rings[key]
 
-    def drain(self) -> None:
-        """Every viewer's next read is its last: streams end between two events."""
-        self.draining = True
-        for ring in self._rings.values():
+    def wake(self) -> None:
+        """Wakes every viewer, though there is nothing new."""
+        for ring in self.rings.values():
             ring.extend((), ring.upto)
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, hints: Hints) -> None:
         """Tails what is watched until cancelled."""
-        self._head = await self.log.head()
-        task_status.started()
         while True:
-            wait = self._hints.next()
+            wait = hints.next()
             try:
-                woken = await self._look()
+                woken = await self._look(hints)
             except Unavailable:
                 await anyio.sleep(jitter(0.1, 0.5))
                 continue
@@ -228,24 +257,84 @@ class Hub:
             await anyio.sleep(COALESCE_S + woken * COALESCE_VIEWER_S)
             await wait()
 
-    async def _look(self) -> int:
+    async def _look(self, hints: Hints) -> int:
         """Reads what is new of everything watched; how many viewers that woke."""
-        rings = list(self._rings.values())
+        rings = list(self.rings.values())
         if not rings:
             return 0
-        found = await self.log.read_feeds([(SYSTEM, self._head), *((ring.feed, ring.upto) for ring in rings)])
-        self._head = found.head
-        if any(line.type == "event.redacted" for line in found.pages[0]):
+        found = await self._read([(self._redactions, self.head), *((ring.source, ring.upto) for ring in rings)])
+        (system, self.head), *pages = found.pages
+        if any(line.type == "event.redacted" for line in system):
             for ring in rings:
                 ring.forget()
         woken = 0
-        for ring, page in zip(rings, found.pages[1:], strict=True):
-            if page:
-                # With more behind the page, the ring reaches as far as its lines do.
-                ring.extend(page, page.last_id if page.more else found.head)
+        for ring, (lines, upto) in zip(rings, pages, strict=True):
+            if upto < found.head and ring.new:
+                ring.leap(found.head)  # nobody looked for long: what its viewers want is not worth catching up with
+            elif lines:
+                ring.extend(lines, upto)
                 woken += ring.viewers
             else:
-                ring.upto = found.head
-        if any(page.more for page in found.pages):
-            self._hints.pulse()  # there is more
+                ring.upto = upto
+            ring.new = False
+        if any(upto < found.head for _, upto in found.pages):
+            hints.pulse()  # there is more
         return woken
+
+
+class Hub:
+    """Start :meth:`run` in a task group; watch with ``with hub.view(source, after) as viewer``."""
+
+    def __init__(self, log: Log, hints: Hints) -> None:
+        self.log = log
+        self.draining = False
+        self._hints = hints
+        self._feeds = Watch[Feed](self._read_feeds, SYSTEM)
+        self._selections = Watch[Selection](partial(select, log.database), REDACTIONS)
+
+    @property
+    def heartbeat(self) -> float:
+        """When the log was last asked what is new of feeds, watched or not."""
+        return self._feeds.heartbeat
+
+    @contextmanager
+    def view(self, source: Source, after: int) -> Iterator[Viewer]:
+        """A viewer for as long as the block lasts."""
+        if isinstance(source, Feed):
+            with self._feeds.ring(source, self._hints) as feed:
+                yield Viewer(self, feed, source, after)
+        else:
+            with self._selections.ring(source, self._hints) as selection:
+                yield Viewer(self, selection, source, after)
+
+    def watches(self, stream: str) -> bool:
+        """Whether somebody follows the feed of this run or build here."""
+        return any(ring.source.stream == stream for ring in self._feeds.rings.values())
+
+    async def read(self, source: Source, after: int, limit: int) -> tuple[Page, int, bool]:
+        """Lines from the table, the id that they reach at least, and whether that is the end of what is there."""
+        if isinstance(source, Selection):
+            found = await select(self.log.database, [(source, after)], limit=limit)
+            page, reached = found.pages[0]
+            return page, reached, reached >= found.head
+        page = await self.log.read_feed(source, after, limit=limit)
+        return page, after, not page.more
+
+    async def _read_feeds(self, cursors: Sequence[tuple[Feed, int]]) -> News:
+        found = await self.log.read_feeds(cursors)
+        # A page with more behind it reaches as far as its lines do.
+        return News(found.head, [(page, page.last_id if page.more else found.head) for page in found.pages])
+
+    def drain(self) -> None:
+        """Every viewer's next read is its last: streams end between two events."""
+        self.draining = True
+        self._feeds.wake()
+        self._selections.wake()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Tails what is watched until cancelled."""
+        self._feeds.head = self._selections.head = await self.log.head()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feeds.run, self._hints)
+            tasks.start_soon(self._selections.run, self._hints)
+            task_status.started()

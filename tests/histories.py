@@ -62,7 +62,7 @@ async def tell(store: Store, stream: str, *said: NewEvent, token: int | None = N
     return await store.appender.append(Append((Part(stream, said, workspace=WORKSPACE, token=token),)))
 
 
-def run_created(build: str | None = None) -> NewEvent:
+def run_created(build: str | None = None, max_attempts: int | None = None) -> NewEvent:
     return events.RunCreated(
         workspace_id=WORKSPACE,
         config_id="config_1",
@@ -72,6 +72,7 @@ def run_created(build: str | None = None) -> NewEvent:
         options={},
         inputs=[],
         requested_by="test",
+        max_attempts=max_attempts,
     ).event()
 
 
@@ -79,7 +80,7 @@ def run_started(attempt: int = 1) -> NewEvent:
     return events.RunStarted(attempt=attempt, worker_id="w", build_id=None, command=["engine"]).event()
 
 
-def build_created(fingerprint: str = "f1") -> NewEvent:
+def build_created(fingerprint: str = "f1", max_attempts: int | None = None) -> NewEvent:
     return events.BuildCreated(
         workspace_id=WORKSPACE,
         config_id="config_1",
@@ -88,6 +89,7 @@ def build_created(fingerprint: str = "f1") -> NewEvent:
         fingerprint=fingerprint,
         engine=None,
         requested_by="test",
+        max_attempts=max_attempts,
     ).event()
 
 

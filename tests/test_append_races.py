@@ -18,13 +18,14 @@ import pytest
 from eventstore import Append, Leases, NewEvent, Page, Part
 from eventstore.appender import _columns, _Waiting
 from eventstore.database import Connection, call, connect
-from tests.conftest import Server, open_store
+from tests.conftest import Server, Store, open_store
 
 pytestmark = pytest.mark.anyio
 
 opened = asynccontextmanager(open_store)
 NAIVE = Path(__file__).parent / "naive"
 LINE = NewEvent("job.line", b"{}", bulk=True)
+CANCEL = NewEvent("job.cancel_requested", b"{}")
 PATIENCE_S = 20
 
 Act = Callable[[Connection], Awaitable[object]]
@@ -211,6 +212,68 @@ async def test_an_append_waits_for_no_renewal(url: str) -> None:
 
     waited, page, _ = await overtake(url, renew, append_to("job_1", token, position=0))
     assert (waited, page) == (False, [1, 2])
+
+
+# I10: a flood of lines moves no expectation
+
+MOST_TRIES = 100
+
+
+async def tries_in_a_flood(store: Store, decide: Callable[[Callable[[], Awaitable[None]]], Awaitable[bool]]) -> int:
+    """How often a decision is taken and tried until it lands, or is given up, while lines are written.
+
+    A decision takes its time: it awaits what it is given, which is that the next lines have landed.
+    """
+    moved = anyio.Event()
+
+    async def write() -> None:
+        nonlocal moved
+        while True:
+            await store.appender.append(Append((Part("job_1", [LINE] * 20, "ws"),)))
+            event, moved = moved, anyio.Event()
+            event.set()
+
+    async def lines() -> None:
+        for _ in range(2):  # the first may have been on their way
+            await moved.wait()
+
+    await store.appender.append(Append((Part("job_1", [CANCEL], "ws"),)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        tries = 1
+        while tries < MOST_TRIES and not await decide(lines):
+            tries += 1
+        tasks.cancel_scope.cancel()
+    return tries
+
+
+async def test_a_cancel_that_expects_the_length_of_its_stream_never_lands_in_a_flood(own_url: str) -> None:
+    """The naive variant: whoever reads the stream, decides and then appends, finds that a line was faster."""
+    install(own_url, "append_expecting_seq")
+    async with opened(own_url) as store, await connect(own_url) as session:
+
+        async def decide(lines: Callable[[], Awaitable[None]]) -> bool:
+            stream = await store.log.stream("job_1")
+            assert stream is not None
+            await lines()
+            cursor = await session.execute("SELECT naive_append_expecting('job_1', %s) AS lands", [stream.last_seq])
+            row = await cursor.fetchone()
+            return row is not None and bool(row["lands"])
+
+        assert await tries_in_a_flood(store, decide) == MOST_TRIES
+
+
+async def test_a_cancel_that_expects_the_newest_control_event_lands_at_once(url: str) -> None:
+    """Lines are not what it rests on: one try, in the same flood."""
+    async with opened(url) as store:
+
+        async def decide(lines: Callable[[], Awaitable[None]]) -> bool:
+            newest = (await store.log.control_events("job_1"))[-1].id
+            await lines()
+            await store.appender.append(Append((Part("job_1", [CANCEL], expect=newest),)))
+            return True
+
+        assert await tries_in_a_flood(store, decide) == 1
 
 
 # The lock never waits for a client

@@ -8,7 +8,8 @@ import anyio
 import orjson
 import pytest
 
-from eventstore import Feed
+from eventstore import Feed, Log
+from eventstore.errors import Unavailable
 from eventstore.tail import LOG, Hints
 from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Frame, Stream
@@ -102,18 +103,18 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(hub: Hub, form: Form
             app = stream(hub, form, frame, on_hang_up=on_hang_up)
             tasks.start_soon(app, {}, connection.receive, connection.send)
             await connection.until(b"run.started")
-            assert len(hub._rings) == 1
+            assert len(hub._feeds.rings) == 1
             connection.hung_up.set()
-    assert (hub._rings, told, connection.ended) == ({}, 1, False)
+    assert (hub._feeds.rings, told, connection.ended) == ({}, 1, False)
 
 
 async def test_a_client_that_stops_reading_is_let_go(store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the send timeout, as if it had hung up; until then it holds nothing but its cursor."""
+    """After the send timeout; until then it holds nothing but its cursor. It comes back: nothing is canceled for it."""
     monkeypatch.setattr(streams, "SEND_TIMEOUT_S", 0.05)
-    connection, gone = Connection(), anyio.Event()
+    connection = Connection()
 
     async def on_hang_up() -> None:
-        gone.set()
+        pytest.fail("a client that is slow has not hung up")
 
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
@@ -122,8 +123,8 @@ async def test_a_client_that_stops_reading_is_let_go(store: Store, hub: Hub, mon
             await connection.until(b"run.started")
             connection.reads = anyio.Event()
             await tell(store, RUN, line(RUN, "unread"))
-            await gone.wait()
-    assert hub._rings == {}
+    assert hub._feeds.rings == {}
+    assert not connection.ended
     assert b"unread" not in connection.body
 
 
@@ -152,6 +153,28 @@ async def test_a_drain_ends_a_stream_between_two_events(store: Store, hub: Hub, 
         await stream(hub, form, frame)({}, late.receive, late.send)
     assert late.ended
     assert b"run.started" in late.body, "who comes while the server stops gets what there is"
+
+
+class Away(Log):
+    """A log whose database cannot be reached at the first reads."""
+
+    times = 2
+
+    async def read_feed(self, *given: Any, **options: Any) -> Any:
+        if self.times:
+            self.times -= 1
+            raise Unavailable(reason="it starts again")
+        return await super().read_feed(*given, **options)
+
+
+async def test_a_database_that_is_away_ends_no_answer(store: Store, hub: Hub) -> None:
+    """Also one that does not follow: it ends at the head, not where the database went."""
+    hub.log = Away(store.database)
+    connection = Connection()
+    with anyio.fail_after(PATIENCE_S):
+        await stream(hub, Form.NDJSON, NDJSON_FRAME, follow=False)({}, connection.receive, connection.send)
+    assert connection.ended
+    assert connection.body.count(b"run.started") == 1
 
 
 @FORMS

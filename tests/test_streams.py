@@ -164,10 +164,10 @@ def test_connections_that_break_add_up_to_the_uncut_stream(service: Service, sto
 
 
 def test_sse_names_its_events_and_gives_the_id_last(http: httpx.Client, story: Story) -> None:
-    """retry and a comment first; then event, data, id, in this order; names=off leaves the name out."""
+    """retry, the cursor and a comment first; then event, data, id, in this order; names=off leaves the name out."""
     text = http.get(story.path, headers={"Accept": engine.SSE}).text
     opening, *frames = text.removesuffix("\n\n").split("\n\n")
-    assert re.fullmatch(r"retry: \d+\n: .*", opening)
+    assert re.fullmatch(r"retry: \d+\nid: 0\n: .*", opening)
     for frame, line, id_ in zip(frames, story.lines, story.ids, strict=True):
         assert frame == f"event: {orjson.loads(line)['type']}\ndata: {line.decode()}\nid: {id_}"
     unnamed = http.get(story.path, params={"names": "off"}, headers={"Accept": engine.SSE}).content

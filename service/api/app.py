@@ -54,6 +54,7 @@ V1 = [
     Route("/runs/{id}/artifacts", runs.artifacts),
     Route("/runs/{id}/cancel", runs.cancel, methods=["POST"]),
     Route("/artifacts/{id}/content", runs.artifact_content),
+    Route("/events", feeds.log_events),
     Route("/events/head", system.head),
     Route("/workers", system.workers),
     Route("/safe-mode", system.safe_mode),

@@ -1,4 +1,4 @@
-"""Feeds over HTTP: NDJSON and SSE that follow, as a small ASGI app over the hub.
+"""Feeds and selections over HTTP: NDJSON and SSE that follow, as a small ASGI app over the hub.
 
 ``send()`` does not raise when the client hangs up, so each stream races ``receive()``. A client that stops reading is
 bounded by the socket and by a timeout; it loses nothing, because it comes back with its cursor.
@@ -12,12 +12,12 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from eventstore import Feed, Line, Log
+from eventstore import Line, Log
 from eventstore.clock import jitter
 from service.api.request import flag
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
 from service.hub import Frame as LinesFrame
-from service.hub import Hub, Viewer
+from service.hub import Hub, Source, Viewer
 
 KEEP_ALIVE_S = 15.0
 SEND_TIMEOUT_S = 60.0
@@ -39,7 +39,7 @@ class Frame(LinesFrame, Protocol):
 
     keep_alive: bytes
 
-    def opening(self) -> bytes: ...
+    def opening(self, after: int) -> bytes: ...
     def drained(self) -> bytes: ...
 
 
@@ -48,11 +48,14 @@ class NDJSONFrame:
 
     keep_alive = b"\n"
 
-    def opening(self) -> bytes:
+    def opening(self, after: int) -> bytes:
         return b""
 
     def lines(self, page: Sequence[Line]) -> bytes:
         return b"".join([line.line + b"\n" for line in page])
+
+    def bookmark(self, head: int) -> bytes:
+        return b'{"object":"ade.bookmark","id":%d}\n' % head
 
     def drained(self) -> bytes:
         return b""
@@ -66,8 +69,10 @@ class SSEFrame:
     def __init__(self, *, names: bool) -> None:
         self._names = names
 
-    def opening(self) -> bytes:
-        return b"retry: %d\n: ade\n\n" % RETRY_MS[0]
+    def opening(self, after: int) -> bytes:
+        # With the client's own cursor: httpx-sse hands out a `retry` as an event, and without an id of this connection
+        # its id is empty, so that a client cut before the first event would begin again.
+        return b"retry: %d\nid: %d\n: ade\n\n" % (RETRY_MS[0], after)
 
     def lines(self, page: Sequence[Line]) -> bytes:
         if not self._names:
@@ -75,6 +80,10 @@ class SSEFrame:
         return b"".join(
             [b"event: %b\ndata: %b\nid: %d\n\n" % (line.type.encode(), line.line, line.id) for line in page]
         )
+
+    def bookmark(self, head: int) -> bytes:
+        # Named even where events are not: who listens to unnamed events gets only these, and keeps this id too.
+        return b'event: bookmark\ndata: {"head":%d}\nid: %d\n\n' % (head, head)
 
     def drained(self) -> bytes:
         # An EventSource gives up for good on anything but 200, so it is told when to come back instead.
@@ -143,12 +152,12 @@ def headers(log_id: str, media_type: str) -> list[tuple[bytes, bytes]]:
 
 
 class Stream:
-    """The response for a feed: from a cursor to its terminal event, or to the head where it does not follow."""
+    """The response for a source: from a cursor to its terminal event, or to the head where it does not follow."""
 
     def __init__(
         self,
         hub: Hub,
-        feed: Feed,
+        source: Source,
         after: int,
         form: Form,
         frame: Frame,
@@ -157,7 +166,7 @@ class Stream:
         follow: bool = True,
         on_hang_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._hub, self._feed, self._after = hub, feed, after
+        self._hub, self._source, self._after = hub, source, after
         self._form, self._frame, self._log_id = form, frame, log_id
         self._follow = follow
         self._on_hang_up = on_hang_up
@@ -175,17 +184,15 @@ class Stream:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(watch)
-            with self._hub.view(self._feed, self._after) as viewer:
-                finished = await self._serve(viewer, send)
-            if not finished:
-                hung_up = True
+            with self._hub.view(self._source, self._after) as viewer:
+                await self._serve(viewer, send)
             tasks.cancel_scope.cancel()
         if hung_up and self._on_hang_up is not None:
             await self._on_hang_up()
 
-    async def _serve(self, viewer: Viewer, send: Send) -> bool:
-        """Sends what there is; False when the client stopped reading."""
-        body = self._frame.opening()
+    async def _serve(self, viewer: Viewer, send: Send) -> None:
+        """Sends what there is, up to the end, or until the client takes nothing any more."""
+        body = self._frame.opening(self._after)
         body += await viewer.chunk(0, self._frame)
         caught_up = False
         body = body or self._frame.keep_alive  # the first bytes are sent at once
@@ -198,8 +205,8 @@ class Stream:
                 await send({"type": "http.response.body", "body": body, "more_body": not over})
                 sent = True
             if over or not sent:
-                return sent
+                return
             body = await viewer.chunk(KEEP_ALIVE_S if self._follow else 0, self._frame)
-            caught_up = not body and not self._follow
-            if not body and self._follow:
+            caught_up = not (body or self._follow or viewer.behind)
+            if not (body or caught_up):
                 body = self._frame.keep_alive
