@@ -190,15 +190,18 @@ class Page(Sequence[Line]):
     """Lines that were read together. ``ndjson`` is all of them, each with its line end: bytes that nobody took apart.
 
     It makes a :class:`Line` of each where somebody asks for one. ``last_id`` is the id of the last one, or the cursor
-    where there is none. ``more`` says that others lie behind it.
+    where there is none. ``more`` says that others lie behind it, ``ended`` that the feed ends with it.
     """
 
-    __slots__ = ("_count", "_lines", "last_id", "more", "ndjson")
+    __slots__ = ("_count", "_lines", "ended", "last_id", "more", "ndjson")
 
-    def __init__(self, lines: int, last_id: int, *, more: bool, ndjson: bytes | None) -> None:
+    def __init__(
+        self, lines: int, last_id: int, *, more: bool = False, ended: bool = False, ndjson: bytes | None = None
+    ) -> None:
         self.ndjson = ndjson or b""
         self.last_id = last_id
         self.more = more
+        self.ended = ended
         self._count = lines
         self._lines: list[Line] | None = None
 
@@ -215,11 +218,12 @@ class Page(Sequence[Line]):
         """The id of the first line, of a page that has one."""
         return int(self.ndjson[6 : self.ndjson.index(b",")])
 
-    def ndjson_after(self, after: int) -> bytes:
+    def since(self, after: int) -> "Page":
         """The lines after an id."""
         if not self or self.first_id > after:
-            return self.ndjson
-        return b"".join([line.line + b"\n" for line in self if line.id > after])
+            return self
+        lines = [line.line + b"\n" for line in self if line.id > after]
+        return Page(len(lines), self.last_id, more=self.more, ended=self.ended, ndjson=b"".join(lines))
 
     @overload
     def __getitem__(self, place: int) -> Line: ...
@@ -237,7 +241,7 @@ class Stretch(Page):
     __slots__ = ("bulk", "stream")
 
     def __init__(self, stream: str, lines: int, last_id: int, *, bulk: bool, ndjson: bytes) -> None:
-        super().__init__(lines, last_id, more=False, ndjson=ndjson)
+        super().__init__(lines, last_id, ndjson=ndjson)
         self.stream = stream
         self.bulk = bulk
 

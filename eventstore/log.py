@@ -128,7 +128,7 @@ class Log:
             limit=limit,
             most_bytes=PAGE_BYTES,
         )
-        pages = [Page(0, after, more=False, ndjson=None) for after in afters]
+        pages = [Page(0, after) for after in afters]
         for row in rows:
             number = row.pop("number")
             pages[number - 1] = Page(**row)

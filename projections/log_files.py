@@ -105,7 +105,11 @@ class LogFiles:
             file = await self._open(stream)
             if file is None:
                 return
-            await file.catch_up(self._log, pages[0].first_id - 1)  # what is missing, whoever removed it
+            try:
+                await file.catch_up(self._log, pages[0].first_id - 1)  # what is missing, whoever removed it
+            except BaseException:
+                file.close()
+                raise
             if len(self._files) >= OPEN_FILES:
                 self.close()
             self._files[stream] = file

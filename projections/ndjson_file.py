@@ -86,7 +86,7 @@ class FeedFile:
         fresh = [page for page in pages if page.last_id > self.last_id]
         if not fresh:
             return
-        data = b"".join([page.ndjson_after(self.last_id) for page in fresh])
+        data = b"".join([page.since(self.last_id).ndjson for page in fresh])
         written = os.pwrite(self._file, data, self._size)
         if written != len(data):
             raise StoreBug(reason="a log file took only a part of its lines", stream=self.feed.stream)

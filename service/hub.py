@@ -19,22 +19,24 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from eventstore import Feed, Line, Log
+from eventstore import Feed, Line, Log, Page
 from eventstore.clock import jitter
 from eventstore.errors import Unavailable
-from eventstore.event import Page
 from eventstore.log import PAGE
 from eventstore.selection import News, Selection, select
 from eventstore.tail import Hints
-from projections.events import TERMINAL
 
 COALESCE_S = 0.002
 """The least time between two looks; an idle feed's line is passed on at once."""
+BEAT_S = 5.0
+"""All viewers look around as often as this; what they wait for longer needs no timer of its own."""
 COALESCE_VIEWER_S = 20e-6
 """What each woken viewer adds to that: about what it costs to send it something."""
 RING_LINES = 4_000
 RING_BYTES = 2**20
 """Of one source, beyond the lines of the newest look."""
+CHUNKS = 4
+"""Framed copies of what a ring has, for viewers at so many places; others make their own."""
 SYSTEM = Feed("system_log", None, first_id=1, ended_id=None)
 REDACTIONS = Selection(("event.redacted",), control=True)
 
@@ -45,79 +47,79 @@ S = TypeVar("S", bound=Source)
 class Frame(Protocol):
     """How lines become bytes."""
 
-    def lines(self, page: Sequence[Line]) -> bytes: ...
+    def page(self, page: Page) -> bytes: ...
     def bookmark(self, head: int) -> bytes: ...
 
 
 class Ring(Generic[S]):
-    """The newest lines of one source: all those with ``floor < id <= upto``."""
+    """The newest pages of one source: all lines with ``floor < id <= upto``, and whether they are the last ones."""
 
     def __init__(self, source: S, upto: int) -> None:
         self.source = source
         self.floor = self.upto = upto
+        self.ended = False
         self.new = True
         """Whether nobody has looked yet."""
         self.viewers = 0
         self.moved = anyio.Event()
-        self._lines: list[Line] = []
-        self._ids: list[int] = []
-        self._bytes = 0
-        self._chunks: dict[tuple[int, Frame], tuple[bytes, int, bool]] = {}
+        self._pages: list[Page] = []
+        self._last_ids: list[int] = []
+        self._chunks: dict[tuple[int, Frame], bytes] = {}
 
-    def extend(self, lines: Sequence[Line], upto: int) -> None:
-        """Takes the next lines of the source, which reach up to an id, and wakes the viewers."""
-        self._lines += lines
-        self._ids += [line.id for line in lines]
-        self._bytes += sum(len(line.line) for line in lines)
-        self.upto = upto
+    @property
+    def last_id(self) -> int:
+        """The id of its newest line."""
+        return self._last_ids[-1]
+
+    def extend(self, page: Page, upto: int) -> None:
+        """Takes the next page of the source, which reaches up to an id, and wakes the viewers."""
+        self._pages.append(page)
+        self._last_ids.append(page.last_id)
         self._chunks.clear()
-        if len(self._lines) > RING_LINES or self._bytes > RING_BYTES:
-            self._forget(len(self._lines) - len(lines))
+        self.upto, self.ended = upto, page.ended
+        lines, size = sum(map(len, self._pages)), sum(len(kept.ndjson) for kept in self._pages)
+        while len(self._pages) > 1 and (lines > RING_LINES or size > RING_BYTES):
+            gone = self._pages.pop(0)
+            self.floor = self._last_ids.pop(0)
+            lines, size = lines - len(gone), size - len(gone.ndjson)
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets the viewers look around; perhaps there is nothing new."""
         event, self.moved = self.moved, anyio.Event()
         event.set()
 
-    def _forget(self, count: int) -> None:
-        if count > 0:
-            self.floor = self._ids[count - 1]
-            del self._lines[:count], self._ids[:count]
-            self._bytes = sum(len(line.line) for line in self._lines)
-
     def forget(self) -> None:
         """Keeps no line: viewers read the table, where something was redacted."""
-        self._lines.clear()
-        self._ids.clear()
+        self._pages.clear()
+        self._last_ids.clear()
         self._chunks.clear()
-        self._bytes, self.floor = 0, self.upto
+        self.floor = self.upto
 
     def leap(self, head: int) -> None:
         """Begins again at the head, and sends the viewers to the table for what lies before it."""
+        self.upto = head
         self.forget()
-        self.floor = head
-        self.extend((), head)
+        self.wake()
 
-    def since(self, after: int, limit: int) -> list[Line]:
-        """Lines after an id that is not below the floor."""
-        start = bisect_right(self._ids, after)
-        return self._lines[start : start + limit]
+    def since(self, after: int) -> list[Page]:
+        """All lines after an id that is not below the floor."""
+        pages = self._pages[bisect_right(self._last_ids, after) :]
+        return [page.since(after) for page in pages[:1]] + pages[1:]
 
-    def chunk(self, after: int, frame: Frame) -> tuple[bytes, int, bool]:
-        """All lines after an id, framed once for all viewers; the id of the last one; whether the source ends there."""
-        place = bisect_right(self._ids, after)
+    def chunk(self, after: int, frame: Frame) -> bytes:
+        """:meth:`since` as bytes. They are kept for the next viewers, who mostly stand where a page ends."""
+        place = bisect_right(self._last_ids, after)
+        if place == len(self._pages):
+            return b""
+        if self._pages[place].first_id <= after:  # in the middle of a page
+            return b"".join([frame.page(page) for page in self.since(after)])
         made = self._chunks.get((place, frame))
         if made is None:
-            page, ended = up_to_the_end(self.source, self._lines[place:])
-            made = (frame.lines(page) if page else b"", page[-1].id if page else 0, ended)
-            self._chunks[place, frame] = made
+            if len(self._chunks) == CHUNKS:
+                del self._chunks[next(iter(self._chunks))]
+            made = self._chunks[place, frame] = b"".join([frame.page(page) for page in self._pages[place:]])
         return made
-
-
-def up_to_the_end(source: Source, page: Sequence[Line]) -> tuple[Sequence[Line], bool]:
-    """The page up to the feed's own terminal event, and whether it has it: a build beside it may well go on."""
-    if isinstance(source, Feed):
-        for place, line in enumerate(page, 1):
-            if line.type in TERMINAL and line.stream == source.stream:
-                return page[:place], True
-    return page, False
 
 
 class Viewer:
@@ -132,7 +134,6 @@ class Viewer:
         self._source = source
         self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
         self._in_ring = False  # the first read is of the table: the ring may not have looked yet
-        self._live = False  # whether it was not behind when it last had to wait
 
     @property
     def behind(self) -> bool:
@@ -145,32 +146,39 @@ class Viewer:
         page: Sequence[Line] = ()
         while not (page or self.ended):
             moved = self._ring.moved
-            page = await self._read(limit)
-            if not page and not await self._wait(moved, deadline):
+            if self.behind:
+                page = await self._read(limit)
+            else:
+                lines = [line for found in self._ring.since(self._has) for line in found]
+                page = lines[:limit]
+                whole = len(lines) == len(page)
+                self._take(page[-1].id if page else None, self._ring.upto if whole else page[-1].id, whole=whole)
+            if not page and (self.ended or not await self._wait(moved, deadline)):
                 break
         self._mark()
         return page
 
     async def chunk(self, timeout_s: float, frame: Frame) -> bytes:
-        """:meth:`page`, framed, or a bookmark. Viewers that are at the same place are given the same bytes."""
+        """:meth:`page`, framed; a bookmark where only that moved. Viewers at one place are given the same bytes."""
         deadline = time.monotonic() + timeout_s
         while not self.ended:
             moved = self._ring.moved
             if self.behind:
-                page = await self._read(PAGE)
-                chunk = frame.lines(page) if page else b""
+                chunk = frame.page(await self._read(PAGE))
             else:
-                chunk, last, self.ended = self._ring.chunk(self._has, frame)
-                self.after = last if chunk else self.after
-                self._has = max(self._has, self._ring.upto)  # it may lag behind the table
+                chunk = self._ring.chunk(self._has, frame)
+                self._take(self._ring.last_id if chunk else None, self._ring.upto, whole=True)
             if chunk:
                 return chunk
-            was_live, self._live = self._live, not self.behind
-            if self._live > was_live and self._mark():
-                return frame.bookmark(self.after)  # it has caught up; how far is told again when the time is over
-            if not await self._wait(moved, deadline):
+            if self.ended or not await self._wait(moved, deadline):
                 break
         return frame.bookmark(self.after) if self._mark() else b""
+
+    def _take(self, last_id: int | None, reached: int, *, whole: bool) -> None:
+        """Remembers what it was given of the ring: up to its last line, or to all that the ring has."""
+        self.after = self.after if last_id is None else last_id
+        self._has = max(self._has, reached)  # the table may have given more than the ring has seen
+        self.ended = whole and self._ring.ended
 
     def _mark(self) -> bool:
         """Moves the cursor to where a filter has come without a line; whether that is news."""
@@ -179,22 +187,17 @@ class Viewer:
             self.after = self._has
         return moved
 
-    async def _read(self, limit: int) -> Sequence[Line]:
+    async def _read(self, limit: int) -> Page:
+        """The next page of the table; an empty one too when the database is away for a moment."""
         upto = self._ring.upto
-        page: Sequence[Line]
-        if self.behind:
-            try:
-                page, reached, complete = await self._hub.read(self._source, self._has, limit)
-            except Unavailable:  # the viewer keeps its cursor and the client its connection
-                await anyio.sleep(jitter(0.2, 0.6))
-                return ()
-            self._in_ring = complete
-        else:
-            page = self._ring.since(self._has, limit)
-            reached, complete = self._has, len(page) < limit
-        page, self.ended = up_to_the_end(self._source, page)
+        try:
+            page, reached, complete = await self._hub.read(self._source, self._has, limit)
+        except Unavailable:  # the viewer keeps its cursor and the client its connection
+            await anyio.sleep(jitter(0.2, 0.6))
+            return Page(0, self._has)
+        self._in_ring, self.ended = complete, page.ended
         if page:
-            self.after = page[-1].id
+            self.after = page.last_id
         # What is complete was read after the ring had come up to there: there is nothing in between.
         self._has = max(self.after, reached, upto if complete else 0)
         return page
@@ -206,8 +209,11 @@ class Viewer:
             return False
         if self.behind:
             return True
-        with anyio.move_on_after(left_s):
-            await moved.wait()
+        if left_s > BEAT_S:
+            await moved.wait()  # no later than the next beat; a timeout of its own would cost four times the wake-up
+        else:
+            with anyio.move_on_after(left_s):
+                await moved.wait()
         return True
 
 
@@ -242,7 +248,7 @@ class Watch(Generic[S]):
     def wake(self) -> None:
         """Wakes every viewer, though there is nothing new."""
         for ring in self.rings.values():
-            ring.extend((), ring.upto)
+            ring.wake()
 
     async def run(self, hints: Hints) -> None:
         """Tails what is watched until cancelled."""
@@ -268,11 +274,11 @@ class Watch(Generic[S]):
             for ring in rings:
                 ring.forget()
         woken = 0
-        for ring, (lines, upto) in zip(rings, pages, strict=True):
+        for ring, (page, upto) in zip(rings, pages, strict=True):
             if upto < found.head and ring.new:
                 ring.leap(found.head)  # nobody looked for long: what its viewers want is not worth catching up with
-            elif lines:
-                ring.extend(lines, upto)
+            elif page:
+                ring.extend(page, upto)
                 woken += ring.viewers
             else:
                 ring.upto = upto
@@ -338,3 +344,7 @@ class Hub:
             tasks.start_soon(self._feeds.run, self._hints)
             tasks.start_soon(self._selections.run, self._hints)
             task_status.started()
+            while True:
+                await anyio.sleep(BEAT_S)
+                self._feeds.wake()
+                self._selections.wake()

@@ -1,7 +1,5 @@
 """Appends while connections, backends and the server itself are killed: all that was acknowledged is there, once."""
 
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,22 +7,21 @@ from pathlib import Path
 
 import anyio
 import orjson
-import psycopg
 import pytest
 from anyio.abc import SocketStream
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from eventstore import NEW, Append, Appended, Leases, NewEvent, Part, encode
-from eventstore.embedded import EmbeddedServer
 from eventstore.errors import Conflict, Unavailable
-from eventstore.migrations import migrate
+from tests import checker, faults
+from tests.checker import History
 from tests.conftest import Store, open_store, reachable_folder
+from tests.faults import PATIENCE_S, OwnServer
 
 pytestmark = pytest.mark.anyio
 
 opened = asynccontextmanager(open_store)
 SOCKET = ".s.PGSQL.5432"
-PATIENCE_S = 60.0
 
 
 def noted(n: int) -> NewEvent:
@@ -126,61 +123,10 @@ async def test_what_is_sent_again_in_any_case_is_written_twice(url: str) -> None
 # A server that is killed
 
 
-class OwnServer:
-    """A PostgreSQL of this file's own, to be ill-treated."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open = EmbeddedServer.open(folder)
-        self.url = self._open.url
-        anyio.run(migrate, self.url)
-
-    def close(self) -> None:
-        self._open.close()
-
-    def terminate_appender(self) -> None:
-        """As an operator does it."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s)", [self._appender(connection)])
-
-    def kill_appender(self) -> None:
-        """As the kernel does it when memory is short: PostgreSQL then ends all other backends, and recovers."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            backend = self._appender(connection)
-        os.kill(backend, signal.SIGKILL)
-
-    def restart(self) -> None:
-        """As an upgrade does it."""
-        self._end(signal.SIGINT)
-
-    def crash(self) -> None:
-        """As a lost machine does it."""
-        self._end(signal.SIGKILL)
-
-    def _appender(self, connection: psycopg.Connection[tuple[int]]) -> int:
-        """The backend of the appender, as soon as it is in the middle of an append."""
-        while True:
-            row = connection.execute(
-                "SELECT pid FROM pg_stat_activity WHERE query LIKE '%append_events_v1%' AND state = 'active'"
-                " AND pid <> pg_backend_pid()"
-            ).fetchone()
-            if row is not None:
-                return row[0]
-
-    def _end(self, how: signal.Signals) -> None:
-        pid = int((self._folder / "18" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, how)
-        while Path(f"/proc/{pid}").exists():
-            pass
-        EmbeddedServer.open(self._folder).close()  # starts it; it goes on, because this file has it open too
-
-
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[OwnServer]:
-    with reachable_folder() as folder:
-        server = OwnServer(folder)
+    with reachable_folder() as folder, faults.own_server(folder) as server:
         yield server
-        server.close()
 
 
 class Writers:
@@ -263,19 +209,11 @@ async def test_what_was_acknowledged_is_there_once(own_server: OwnServer, fault:
                 await anyio.to_thread.run_sync(strike, own_server)
             await grow(writers)
             writers.stopping = True
-        history = await whole_history(store, before)
-    assert history == writers.acknowledged
-
-
-async def whole_history(store: Store, after: int) -> dict[str, list[int]]:
-    """The numbers of each stream, in the order of the log; ids and seqs are dense."""
-    history: dict[str, list[int]] = {}
-    while page := await store.log.read(after):
-        for found in page:
-            event = orjson.loads(found.line)
-            numbers = history.setdefault(found.stream, [])
-            assert event["id"] == after + 1
-            after = event["id"]
-            numbers.append(event["n"])
-            assert event["seq"] == len(numbers)
-    return history
+        history = await History.read(store.database)
+    numbers = {
+        stream: [orjson.loads(event.data)["n"] for event in own]
+        for stream, own in history.by_stream.items()
+        if own[0].id > before
+    }
+    assert numbers == writers.acknowledged
+    assert checker.first(checker.numbering(history), checker.endings(history)) == []

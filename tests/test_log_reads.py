@@ -297,7 +297,7 @@ async def test_stretches_are_the_log_cut_where_the_stream_changes(story: Log, mo
         ("build_2", 18, 19, False), ("run_2", 20, 21, False),
     ]  # fmt: skip
     assert [piece[0] for stretch in stretches for piece in stretch.apart()] == list(await story.read(0))
-    assert stretches[0].ndjson_after(1) == b"".join([line.line + b"\n" for line in stretches[0][1:]])
+    assert stretches[0].since(1).ndjson == b"".join([line.line + b"\n" for line in stretches[0][1:]])
     assert [stretch.last_id for stretch in await story.read_stretches(8, limit=4)] == [10, 12]
     monkeypatch.setattr(log, "PAGE_BYTES", 15)
     assert (await story.read_stretches(0))[-1].last_id < 21

@@ -154,6 +154,7 @@ def test_a_sound_log(ade: Ade, told: str) -> None:
     assert (found.exit_code, found.stdout) == (0, "sealed up to 0; not sealed yet: 12\n")
     assert json.loads(ade("head", "--json").stdout) == {
         "head": 12,
+        "origin": None,
         "log_id": rows(told, "SELECT log_id FROM log")[0]["log_id"],
         "id": 0,
         "chain_hash": GENESIS.hex(),

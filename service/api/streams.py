@@ -4,7 +4,8 @@
 bounded by the socket and by a timeout; it loses nothing, because it comes back with its cursor.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from eventstore import Line, Log
+from eventstore import Log, Page
 from eventstore.clock import jitter
 from service.api.request import flag
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
@@ -51,8 +52,8 @@ class NDJSONFrame:
     def opening(self, after: int) -> bytes:
         return b""
 
-    def lines(self, page: Sequence[Line]) -> bytes:
-        return b"".join([line.line + b"\n" for line in page])
+    def page(self, page: Page) -> bytes:
+        return page.ndjson
 
     def bookmark(self, head: int) -> bytes:
         return b'{"object":"ade.bookmark","id":%d}\n' % head
@@ -74,7 +75,7 @@ class SSEFrame:
         # its id is empty, so that a client cut before the first event would begin again.
         return b"retry: %d\nid: %d\n: ade\n\n" % (RETRY_MS[0], after)
 
-    def lines(self, page: Sequence[Line]) -> bytes:
+    def page(self, page: Page) -> bytes:
         if not self._names:
             return b"".join([b"data: %b\nid: %d\n\n" % (line.line, line.id) for line in page])
         return b"".join(
@@ -170,6 +171,12 @@ class Stream:
         self._form, self._frame, self._log_id = form, frame, log_id
         self._follow = follow
         self._on_hang_up = on_hang_up
+        self._sending_since: float | None = None  # looked at by `watch`: a timeout around each send costs as much as it
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether the client takes nothing any more."""
+        return self._sending_since is not None and time.monotonic() - self._sending_since > SEND_TIMEOUT_S
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         hung_up = False
@@ -178,9 +185,9 @@ class Stream:
 
             async def watch() -> None:
                 nonlocal hung_up
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                hung_up = True
+                while not (hung_up or self._stuck):
+                    with anyio.move_on_after(SEND_TIMEOUT_S / 4):
+                        hung_up = (await receive())["type"] == "http.disconnect"
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(watch)
@@ -200,11 +207,10 @@ class Stream:
             over = viewer.ended or caught_up or self._hub.draining
             if over and self._follow and not viewer.ended:
                 body += self._frame.drained()
-            sent = False
-            with anyio.move_on_after(SEND_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": body, "more_body": not over})
-                sent = True
-            if over or not sent:
+            self._sending_since = time.monotonic()
+            await send({"type": "http.response.body", "body": body, "more_body": not over})
+            self._sending_since = None
+            if over:
                 return
             body = await viewer.chunk(KEEP_ALIVE_S if self._follow else 0, self._frame)
             caught_up = not (body or self._follow or viewer.behind)

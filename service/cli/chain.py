@@ -28,6 +28,7 @@ from projections.redaction import redact as redact_events
 from service.cli.connection import FAILED, USAGE, AsJson
 from service.cli.output import BAD, GOOD
 from service.cli.serve import log_to_stderr, postgres
+from service.cli.tables import verify_tables
 from service.files import Files
 from service.settings import Settings
 
@@ -45,7 +46,7 @@ def head(
         )
         raise typer.Exit(USAGE)
     with postgres(settings) as database:
-        newest, found = anyio.run(_head, database.url, signed)
+        newest, origin, found = anyio.run(_head, database.url, signed)
         if signed and settings.signing_key is not None:
             typer.echo(
                 found.sign(
@@ -53,16 +54,19 @@ def head(
                 ).model_dump_json()
             )
         elif as_json:
-            typer.echo(json.dumps({"head": newest, **found.model_dump(exclude_none=True)}))
+            typer.echo(json.dumps({"head": newest, "origin": origin, **found.model_dump(exclude_none=True)}))
         else:
-            typer.echo(f"{found.log_id} at {newest}, sealed up to {found.id}")
+            copied = f", a copy of {origin}" if origin else ""
+            typer.echo(f"{found.log_id}{copied} at {newest}, sealed up to {found.id}")
 
 
-async def _head(url: str, seal: bool) -> tuple[int, Head]:
+async def _head(url: str, seal: bool) -> tuple[int, str | None, Head]:
     async with Database(url) as database:
         place = await (Sealer(database).catch_up() if seal else sealed(database))
         identity = await Log(database).identity()
-        return identity.head, Head(log_id=identity.log_id, id=place.id, chain_hash=place.chain_hash.hex())
+        names = await database.row("log_names")
+        origin = names["origin"] if names else None
+        return identity.head, origin, Head(log_id=identity.log_id, id=place.id, chain_hash=place.chain_hash.hex())
 
 
 def verify(
@@ -72,10 +76,17 @@ def verify(
         typer.FileText | None, typer.Option("--head", help="A head that you kept, to compare with.")
     ] = None,
     public_key: Annotated[Path | None, typer.Option(help="Whose signature the head must bear: a PEM file.")] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Compare the tables with what the log says, and not the log itself.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the log with its seals, and with a head that was kept; exit code 1 where something was changed."""
     log_to_stderr(quiet=True)
+    if tables:
+        if (first, last, kept, public_key) != (1, FOREVER, None, None):
+            raise typer.BadParameter("the tables follow from the whole log: --tables stands alone")
+        verify_tables(as_json=as_json)
     if kept is None and public_key is not None:
         raise typer.BadParameter("a public key belongs to a head: give --head, too")
     if kept is not None and (first, last) != (1, FOREVER):

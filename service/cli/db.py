@@ -11,10 +11,13 @@ import typer
 
 from eventstore.migrations import migrate as apply_migrations
 from eventstore.migrations import status as schema_status
+from service.cli import backup
 from service.cli.serve import log_to_stderr, postgres
 from service.settings import Settings
 
-app = typer.Typer(help="The database: schema and shell.", no_args_is_help=True)
+app = typer.Typer(help="The database: schema, shell, backup.", no_args_is_help=True)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 @app.command()

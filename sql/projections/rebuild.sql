@@ -79,3 +79,30 @@ BEGIN
     END LOOP;
     DROP SCHEMA past;
 END $$;
+
+-- How a live table differs from the one in schema `next`, by its primary key: where a side has no such row it is NULL,
+-- else it is the row's columns as text. `most` of them are told, and how many there are. Where `after` and `upto` are
+-- given, only the rows with these ids.
+CREATE OR REPLACE FUNCTION compare_table_v1(name text, after bigint, upto bigint, most int)
+RETURNS TABLE (key text, live json, folded json, differences bigint) LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    of_table regclass := format('next.%I', name)::regclass;
+    wanted   text := CASE WHEN after IS NULL THEN 'true' ELSE format('id > %s AND id <= %s', after, upto) END;
+    keys     text;
+    in_live  text;
+    in_fold  text;
+BEGIN
+    SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO keys
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+    WHERE i.indrelid = of_table AND i.indisprimary;
+    SELECT string_agg(format('%1$L, l.%1$I::text', a.attname), ', ' ORDER BY a.attnum),
+           string_agg(format('%1$L, f.%1$I::text', a.attname), ', ' ORDER BY a.attnum) INTO in_live, in_fold
+    FROM pg_attribute a WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped;
+    -- As text: a column of type json has no equality, and nothing is as strict.
+    RETURN QUERY EXECUTE format(
+        'SELECT concat_ws('' '', %2$s),
+                CASE WHEN l::text IS NOT NULL THEN json_build_object(%4$s) END,
+                CASE WHEN f::text IS NOT NULL THEN json_build_object(%5$s) END, count(*) OVER ()
+         FROM (SELECT * FROM public.%1$I WHERE %3$s) AS l FULL JOIN (SELECT * FROM next.%1$I WHERE %3$s) AS f USING (%2$s)
+         WHERE l::text IS DISTINCT FROM f::text ORDER BY %2$s LIMIT $1', name, keys, wanted, in_live, in_fold) USING most;
+END $$;

@@ -59,17 +59,18 @@ WITH page AS MATERIALIZED (
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
-SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
-       coalesce(max(id), %(after)s) < least(%(upto)s, (
-           SELECT least(s.ended_id, greatest(s.last_id, (SELECT b.last_id FROM streams b WHERE b.stream = %(beside)s)))
-           FROM streams s WHERE s.stream = %(stream)s)) AS more,
+SELECT count(id) AS lines, coalesce(max(id), %(after)s) AS last_id,
+       coalesce(max(id), %(after)s) < least(%(upto)s, max(ended_id), max(newest)) AS more,
+       coalesce(coalesce(max(id), %(after)s) >= max(ended_id), false) AS ended,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
-FROM page JOIN moment USING (recorded_at);
+FROM (SELECT s.ended_id, greatest(s.last_id, b.last_id) AS newest
+      FROM streams s LEFT JOIN streams b ON b.stream = %(beside)s WHERE s.stream = %(stream)s) AS feed
+LEFT JOIN (page JOIN moment USING (recorded_at)) ON true;
 
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
 -- moment.
 WITH page AS MATERIALIZED (
-    SELECT w.number, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest,
+    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest,
            e.*
     FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
              WITH ORDINALITY AS w (stream, beside, after, number)
@@ -81,9 +82,10 @@ WITH page AS MATERIALIZED (
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
-SELECT 0 AS number, 0 AS lines, coalesce(max(id), 0) AS last_id, false AS more, NULL::bytea AS ndjson FROM events
+SELECT 0 AS number, 0 AS lines, coalesce(max(id), 0) AS last_id, false AS more, false AS ended, NULL::bytea AS ndjson
+FROM events
 UNION ALL
-(SELECT number, count(*), max(id), max(id) < max(newest),
+(SELECT number, count(*), max(id), max(id) < max(newest), coalesce(max(id) >= max(ended_id), false),
         convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8')
  FROM page JOIN moment USING (recorded_at) GROUP BY number ORDER BY number);
 

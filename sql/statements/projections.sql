@@ -28,3 +28,12 @@ SELECT rebuild_end_v1(%(tables)s::text[]);
 
 -- rebuild_lock: whether this session alone may rebuild, until it ends.
 SELECT pg_try_advisory_lock(4702111234474983747) AS granted;
+
+-- projected_id: the id up to which the live tables of a projection have come, as this transaction sees them.
+SELECT coalesce((SELECT id FROM checkpoints WHERE projection = %(projection)s), (SELECT max(id) FROM events), 0) AS id;
+
+-- compare_table: how a live table differs from the one in `next`; see compare_table_v1.
+SELECT key, live, folded, differences FROM compare_table_v1(%(name)s, %(after)s::bigint, %(upto)s::bigint, %(most)s::int);
+
+-- rebuild_forget: nothing is left of a rebuild that was not swapped in.
+DROP SCHEMA IF EXISTS next CASCADE;
