@@ -318,7 +318,7 @@ async def test_a_filtered_stream_moves_on_by_bookmarks(
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
             app = Stream(hub, ended, 0, Form.SSE, frame, "log_1")
-            tasks.start_soon(app, {}, connection.receive, connection.send)
+            tasks.start_soon(app.serve, connection.receive, connection.send)
             await connection.until(marked(501))
             await connection.until(alive, 2)
             await flood(store, "run_2", 700)
@@ -344,7 +344,7 @@ async def test_a_filtered_stream_that_does_not_follow_ends_at_the_head(
     connection = Connection()
     with anyio.fail_after(PATIENCE_S):
         app = Stream(hub, ENGINE, 0, Form.NDJSON, NDJSON_FRAME, "log_1", follow=False)
-        await app({}, connection.receive, connection.send)
+        await app.serve(connection.receive, connection.send)
     found = [orjson.loads(piece) for piece in connection.body.splitlines() if piece]
     assert [one["id"] for one in found if one["object"] == "ade.run.event"] == [452]
     assert found[-1] == {"object": "ade.bookmark", "id": 802}

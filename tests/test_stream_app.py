@@ -80,7 +80,7 @@ async def test_a_silent_feed_is_kept_alive(
     connection = Connection()
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stream(hub, form, frame), {}, connection.receive, connection.send)
+            tasks.start_soon(stream(hub, form, frame).serve, connection.receive, connection.send)
             await connection.until(b"\n\n" if form is Form.NDJSON else b": alive\n\n", 3)
             await tell(store, RUN, line(RUN, "at last"), run_completed("succeeded", "completed").event())
     assert connection.ended
@@ -101,7 +101,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(hub: Hub, form: Form
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
             app = stream(hub, form, frame, on_hang_up=on_hang_up)
-            tasks.start_soon(app, {}, connection.receive, connection.send)
+            tasks.start_soon(app.serve, connection.receive, connection.send)
             await connection.until(b"run.started")
             assert len(hub._feeds.rings) == 1
             connection.hung_up.set()
@@ -119,7 +119,7 @@ async def test_a_client_that_stops_reading_is_let_go(store: Store, hub: Hub, mon
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
             app = stream(hub, Form.NDJSON, NDJSON_FRAME, on_hang_up=on_hang_up)
-            tasks.start_soon(app, {}, connection.receive, connection.send)
+            tasks.start_soon(app.serve, connection.receive, connection.send)
             await connection.until(b"run.started")
             connection.reads = anyio.Event()
             await tell(store, RUN, line(RUN, "unread"))
@@ -139,7 +139,7 @@ async def test_a_drain_ends_a_stream_between_two_events(store: Store, hub: Hub, 
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
             app = stream(hub, form, frame, on_hang_up=on_hang_up)
-            tasks.start_soon(app, {}, connection.receive, connection.send)
+            tasks.start_soon(app.serve, connection.receive, connection.send)
             await connection.until(b"run.started")
             hub.drain()
     assert connection.ended
@@ -150,7 +150,7 @@ async def test_a_drain_ends_a_stream_between_two_events(store: Store, hub: Hub, 
         assert 1000 <= int(retry[1]) <= 5000
     late = Connection()
     with anyio.fail_after(PATIENCE_S):
-        await stream(hub, form, frame)({}, late.receive, late.send)
+        await stream(hub, form, frame).serve(late.receive, late.send)
     assert late.ended
     assert b"run.started" in late.body, "who comes while the server stops gets what there is"
 
@@ -172,7 +172,7 @@ async def test_a_database_that_is_away_ends_no_answer(store: Store, hub: Hub) ->
     hub.log = Away(store.database)
     connection = Connection()
     with anyio.fail_after(PATIENCE_S):
-        await stream(hub, Form.NDJSON, NDJSON_FRAME, follow=False)({}, connection.receive, connection.send)
+        await stream(hub, Form.NDJSON, NDJSON_FRAME, follow=False).serve(connection.receive, connection.send)
     assert connection.ended
     assert connection.body.count(b"run.started") == 1
 
@@ -184,7 +184,7 @@ async def test_nothing_follows_the_terminal_event(store: Store, hub: Hub, form: 
     await tell(store, "build_1", line("build_1", "later"))
     connection = Connection()
     with anyio.fail_after(PATIENCE_S):
-        await stream(hub, form, frame)({}, connection.receive, connection.send)
+        await stream(hub, form, frame).serve(connection.receive, connection.send)
     assert connection.ended
     assert b"run.completed" in connection.body
     assert b"later" not in connection.body

@@ -18,6 +18,7 @@ from service.api import builds, feeds, runs, system, uploads
 from service.api.access import PlainPath, SameOrigin
 from service.api.deployment import Deployment
 from service.api.problems import HANDLERS
+from service.api.streams import App
 from service.files import Files
 from service.handler import Handler
 from service.hub import Hub
@@ -88,7 +89,7 @@ def create_app(settings: Settings, url: str) -> Starlette:
             tasks.cancel_scope.cancel()
 
     middleware = [Middleware(RequestId), Middleware(SameOrigin), Middleware(PlainPath)]
-    return Starlette(routes=ROOT, lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
+    return App(routes=ROOT, lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
 
 
 class RequestId:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 import anyio
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -152,6 +153,16 @@ def headers(log_id: str, media_type: str) -> list[tuple[bytes, bytes]]:
     ]
 
 
+class App(Starlette):
+    """Serves streams after their handlers: else each would keep the frames of all middleware, half of its memory."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+        stream: Stream | None = scope.get("state", {}).pop("stream", None)
+        if stream is not None:
+            await stream.serve(receive, send)
+
+
 class Stream:
     """The response for a source: from a cursor to its terminal event, or to the head where it does not follow."""
 
@@ -168,7 +179,8 @@ class Stream:
         on_hang_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._hub, self._source, self._after = hub, source, after
-        self._form, self._frame, self._log_id = form, frame, log_id
+        self._frame = frame
+        self._headers = headers(log_id, form.value)
         self._follow = follow
         self._on_hang_up = on_hang_up
         self._sending_since: float | None = None  # looked at by `watch`: a timeout around each send costs as much as it
@@ -178,9 +190,15 @@ class Stream:
         """Whether the client takes nothing any more."""
         return self._sending_since is not None and time.monotonic() - self._sending_since > SEND_TIMEOUT_S
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        """Is served by the :class:`App`, when all that led here has returned."""
+        self._headers.append((b"x-request-id", scope["state"]["request_id"].encode()))
+        scope["state"]["stream"] = self
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """The whole response."""
         hung_up = False
-        await send({"type": "http.response.start", "status": 200, "headers": headers(self._log_id, self._form.value)})
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:

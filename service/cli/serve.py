@@ -3,6 +3,7 @@
 The supervisor holds the bundled PostgreSQL open for all of them, and brings the schema up to date before they start.
 """
 
+import gc
 import logging
 import resource
 import signal
@@ -184,7 +185,19 @@ def api(quiet: bool = False) -> None:
             date_header=False,
             timeout_graceful_shutdown=STOP_TIMEOUT_S // 2,
         )
+        calm_collector()
         DrainingServer(config).run()
+
+
+def calm_collector() -> None:
+    """Lets Python look for cycles of garbage more rarely, and not at all among what was imported.
+
+    A full look over thousands of streams takes 200 ms, in which nobody is served: it came every few seconds. And a worker
+    that makes a hundred thousand lines a second spent a quarter of its time on it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 class DrainingServer(uvicorn.Server):
@@ -221,6 +234,7 @@ def worker(quiet: bool = False) -> None:
     log_to_stderr(quiet=quiet)
     Files.of(settings).make()
     with postgres(settings) as database:
+        calm_collector()
         anyio.run(_work, settings, database.url)
 
 
@@ -251,6 +265,7 @@ def projector(quiet: bool = False) -> None:
     settings = Settings()
     log_to_stderr(quiet=quiet)
     with postgres(settings) as database:
+        calm_collector()
         anyio.run(_project, settings, database.url)
 
 
