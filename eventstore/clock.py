@@ -12,7 +12,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def now() -> float:
-    """Seconds since the epoch, for what is shown to people and never stored in the log."""
+    """Seconds since the epoch, for people. The log keeps it only as `emitted_at`, beside a time of its own."""
     return time.time()
 
 

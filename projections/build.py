@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eventstore.event import Event
-from projections.lifecycle import BUILD, Phase, move
+from projections.lifecycle import BUILD, Phase, move, retry_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class Build:
     requested_by: str = ""
     step: str | None = None
     attempt: int = 0
+    max_attempts: int = 3
+    lost_attempts: int = 0
+    """Attempts that are lost and count; one that was handed back does not."""
+    retry_at: float | None = None
+    """Before this it is not begun again."""
     worker_id: str | None = None
     cancel_requested_at: float | None = None
     cancel_requested_by: str | None = None
@@ -56,12 +61,14 @@ def apply(build: Build, event: Event) -> Build:
                 workspace_id=event.workspace,
                 created_id=event.id,
                 created_at=event.recorded_at,
+                max_attempts=data.get("max_attempts") or build.max_attempts,
                 **{name: data[name] for name in kept},
             )
         case "build.started":
             return replace(
                 build,
                 status="building",
+                retry_at=None,
                 attempt=data["attempt"],
                 worker_id=data["worker_id"],
                 python=data["python"],
@@ -77,12 +84,20 @@ def apply(build: Build, event: Event) -> Build:
             )
         case "build.lost":
             again = build.phase is Phase.QUEUED
-            return replace(build, worker_id=None, step=None, status="queued" if again else build.status)
+            return replace(
+                build,
+                worker_id=None,
+                step=None,
+                status="queued" if again else build.status,
+                retry_at=retry_at(event) if again else None,
+                lost_attempts=build.lost_attempts + (not data.get("handed_back")),
+            )
         case "build.completed":
             ended = ("status", "exit_code", "error_message", "stop_reason", "summary", "packages", "duration_ms")
             return replace(
                 build,
                 worker_id=None,
+                retry_at=None,
                 python=build.python if data["python"] is None else data["python"],
                 finished_at=event.recorded_at,
                 **{name: data[name] for name in ended},

@@ -103,12 +103,13 @@ class RunCreated(Payload, wire="run.created"):
     options: dict[str, Any]
     inputs: list[Input]
     requested_by: str
+    max_attempts: int | None = None
 
 
 class RunWaiting(Payload, wire="run.waiting"):
-    """The run is queued for something other than a free worker."""
+    """What the queued run waits for now. `worker` is said only where it was something else before."""
 
-    for_: Literal["build", "safe_mode"] = Field(alias="for")
+    for_: Literal["build", "safe_mode", "disk", "worker"] = Field(alias="for")
     build_id: str | None = None
 
 
@@ -122,12 +123,16 @@ class RunStarted(Payload, wire="run.started"):
 
 
 class LogLine(Payload):
-    """A line of output. A long line comes in ``part`` 1, 2, …; ``truncated`` bytes of it were not kept."""
+    """A line of output. A long line comes in ``part`` 1, 2, …; ``truncated`` bytes of it were not kept.
+
+    ``overwritten`` states of it, as of a progress bar, were drawn over by this one.
+    """
 
     stream: OutputName
     message: str
     part: int | None = None
     truncated: int | None = None
+    overwritten: int | None = None
     emitted_at: str | None = None
 
 
@@ -158,12 +163,18 @@ class RunSignaled(Signaled, wire="run.signaled"):
 
 
 class Lost(Payload):
-    """The worker is gone. ``next``: ``retry`` puts the work back in the queue, ``fail`` ends it."""
+    """The worker is gone. ``next``: ``retry`` puts the work back in the queue, ``fail`` ends it.
+
+    ``delay_ms``: it is not begun again before. ``handed_back``: by a worker that was asked to stop; does not count as
+    one of the attempts that it may have.
+    """
 
     worker_id: str
     attempt: int
     reason: str
     next: Literal["retry", "fail"]
+    delay_ms: int | None = None
+    handed_back: bool | None = None
 
 
 class RunLost(Lost, wire="run.lost"):
@@ -220,6 +231,7 @@ class BuildCreated(Payload, wire="build.created"):
     fingerprint: str
     engine: str | None
     requested_by: str
+    max_attempts: int | None = None
 
 
 class BuildStarted(Payload, wire="build.started"):

@@ -1,12 +1,15 @@
 """The moves that a run and a build can make.
 
 Rules: a stream begins with its ``…created`` and ends with its ``…completed``; nothing follows that. Work that is lost
-goes back to the queue (``next: retry``) or stays where it is until it is ended (``next: fail``). Whoever asks for a
+goes back to the queue (``next: retry``), perhaps for a pause, or stays where it is until it is ended (``next: fail``).
+Whoever asks for a
 cancel of queued work ends it in the same append. Lines of output are no moves: they are bulk, and stand in no table.
 """
 
 from enum import StrEnum
 from typing import Any
+
+from eventstore.event import Event
 
 
 class Phase(StrEnum):
@@ -71,3 +74,9 @@ def move(moves: Moves, phase: Phase, wire: str, data: dict[str, Any]) -> Phase:
     if wire.endswith(".lost") and data["next"] == "retry":
         return Phase.QUEUED
     return after
+
+
+def retry_at(lost: Event) -> float | None:
+    """Before which moment lost work is not begun again, in Unix seconds to the microsecond, as the tables have it."""
+    delay_ms = lost.data.get("delay_ms")
+    return None if delay_ms is None else round(lost.recorded_at + delay_ms / 1000, 6)

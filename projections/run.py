@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eventstore.event import Event
-from projections.lifecycle import RUN, Phase, move
+from projections.lifecycle import RUN, Phase, move, retry_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class Run:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     requested_by: str = ""
     attempt: int = 0
+    max_attempts: int = 1
+    lost_attempts: int = 0
+    """Attempts that are lost and count; one that was handed back does not."""
+    retry_at: float | None = None
+    """Before this it is not begun again."""
     worker_id: str | None = None
     cancel_requested_at: float | None = None
     cancel_requested_by: str | None = None
@@ -61,6 +66,7 @@ def apply(run: Run, event: Event) -> Run:
                 waiting_for="worker",
                 created_id=event.id,
                 created_at=event.recorded_at,
+                max_attempts=data.get("max_attempts") or run.max_attempts,
                 **{name: data[name] for name in kept},
             )
         case "run.waiting":
@@ -69,6 +75,7 @@ def apply(run: Run, event: Event) -> Run:
             return replace(
                 run,
                 status="running",
+                retry_at=None,
                 waiting_for=None,
                 attempt=data["attempt"],
                 worker_id=data["worker_id"],
@@ -87,6 +94,8 @@ def apply(run: Run, event: Event) -> Run:
                 worker_id=None,
                 status="queued" if again else run.status,
                 waiting_for="worker" if again else None,
+                retry_at=retry_at(event) if again else None,
+                lost_attempts=run.lost_attempts + (not data.get("handed_back")),
             )
         case "run.completed":
             ended = ("status", "exit_code", "error_message", "stop_reason", "summary", "result", "duration_ms")
@@ -94,6 +103,7 @@ def apply(run: Run, event: Event) -> Run:
                 run,
                 waiting_for=None,
                 worker_id=None,
+                retry_at=None,
                 finished_at=event.recorded_at,
                 **{name: data[name] for name in (*ended, "lines", "bytes")},
             )

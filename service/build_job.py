@@ -6,11 +6,15 @@ from projections import events
 from projections.build import Build
 from projections.lifecycle import Phase
 from service import commands
-from service.jobs import LEASE_RAN_OUT, Job
+from service.commands import Loss
+from service.jobs import Job
 from service.work import builder
 from service.work.archive import BadPackage
 from service.work.builder import BuildFailed, Built
+from service.work.execution import Gap
 from service.work.installer import CommandFailed, python_version
+from service.work.leftovers import Killed
+from service.work.process import Signaled
 from service.writer import Decision, patiently
 
 
@@ -18,37 +22,23 @@ class BuildJob(Job):
     """Makes a venv."""
 
     async def run(self) -> None:
-        if (await self._load()).phase is Phase.WORKING:
-            await self.give_up(LEASE_RAN_OUT)
         build = await self._load()
         if build.phase is not Phase.QUEUED:
             return
         started = anyio.current_time()
-        completed = await self._build(build)
+        completed = await self._attempt(build)
         if completed is None:
             return
         took_ms = int((anyio.current_time() - started) * 1000)
         ending = completed.model_copy(update={"duration_ms": took_ms}).event()
         await self._decide(lambda b: [ending] if b.phase is not Phase.ENDED else [])
 
-    async def give_up(self, reason: str) -> None:
-        await self._decide(lambda b: commands.lose_build(b, reason) if b.phase is Phase.WORKING else [])
-
-    async def _build(self, build: Build) -> events.BuildCompleted | None:
-        """Builds until it is done, has failed or is canceled: how it ended; None where it was ended before."""
-        async with anyio.create_task_group() as tasks:
-
-            async def stop_when_canceled() -> None:
-                await self._canceled.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop_when_canceled)
-            completed = await self._attempt(build)
-            tasks.cancel_scope.cancel()
-            return completed
-        return commands.build_completed("canceled", "canceled", summary="Canceled")
+    async def _lose(self, loss: Loss, killed: Killed | None) -> None:
+        told = [] if killed is None else [events.BuildSignaled(signal="SIGKILL", survivors=killed.survivors).event()]
+        await self._decide(lambda b: [*told, *commands.lose_build(b, loss)] if b.phase is Phase.WORKING else [])
 
     async def _attempt(self, build: Build) -> events.BuildCompleted | None:
+        """One attempt at the build: how it ended; None where it was ended before it could begin."""
         settings = self._shop.settings
         try:
             python = await python_version(settings.python)
@@ -59,8 +49,11 @@ class BuildJob(Job):
             if (await self._load()).phase is not Phase.WORKING:  # canceled in between
                 return None
             plan = await self._shop.build_plan(build)
-            built = await builder.build(plan, self._tell, timeout_s=settings.build_timeout_seconds)
+            limits = self._shop.build_limits(settings.build_timeout_seconds)
+            built = await builder.build(plan, self._tell, limits, self._canceled)
         except BuildFailed as failed:
+            if failed.stop_reason == "canceled":
+                return commands.build_completed("canceled", "canceled", summary="Canceled")
             return commands.build_completed(
                 "failed", failed.stop_reason, exit_code=failed.exit_code, error_message=failed.message
             )
@@ -71,7 +64,12 @@ class BuildJob(Job):
         return _active(built)
 
     async def _tell(self, fact: builder.Fact) -> None:
+        told: events.Payload
         match fact:
+            case Signaled(signal, survivors):
+                told = events.BuildSignaled(signal=signal, survivors=survivors)
+            case Gap(lines, size, reason):
+                told = events.BuildLogGap(lines=lines, bytes=size, reason=reason)
             case builder.StepStarted(step):
                 told = events.BuildStep(step=step, status="started")
             case builder.StepCompleted(step, duration_ms, message):

@@ -17,10 +17,11 @@ from projections.config import Config
 from projections.lifecycle import Phase
 from projections.run import Run
 from service.errors import AlreadyEnded, BuildInProgress
+from service.work.manifest import MAX_ATTEMPTS
 
-RUN_ATTEMPTS = 1
-"""Engines may not be repeatable: a lost run is not tried again by itself."""
-BUILD_ATTEMPTS = 3
+BACKOFF_S = 1.0
+BACKOFF_MAX_S = 60.0
+"""The pause before lost work is begun again; chance takes up to half of it, every loss doubles it, up to the most."""
 
 SAFE_MODE = "Safe mode is on: no new work is taken."
 
@@ -43,6 +44,9 @@ class RunOptions(BaseModel):
     validate_only: bool = Field(False, description="The config's validate command in place of its command.")
     force_rebuild: bool = Field(False, description="A new build, even where one could be reused.")
     timeout_s: int | None = Field(None, ge=1, le=7 * 24 * 3600, description="From `run.started`.")
+    max_attempts: int | None = Field(
+        None, ge=1, le=MAX_ATTEMPTS, description="How often it may be begun, where its worker is lost."
+    )
     metadata: dict[MetadataName, MetadataValue] = Field(
         {}, max_length=32, description="Yours; it comes back with the run's events."
     )
@@ -77,6 +81,7 @@ class BuildWanted:
     fingerprint: str
     engine: str | None
     requested_by: str
+    max_attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class CreateRun:
     options: RunOptions
     inputs: Sequence[events.Input]
     requested_by: str
+    max_attempts: int | None = None
 
 
 def create_run(asked: CreateRun, binding: Binding) -> tuple[Part, ...]:
@@ -172,6 +178,7 @@ def _run_created(asked: CreateRun, build_id: str | None) -> events.RunCreated:
         options=asked.options.model_dump(mode="json", exclude_defaults=True),
         inputs=list(asked.inputs),
         requested_by=asked.requested_by,
+        max_attempts=asked.max_attempts,
     )
 
 
@@ -186,6 +193,7 @@ def _build_created(
         fingerprint=wanted.fingerprint,
         engine=wanted.engine,
         requested_by=wanted.requested_by,
+        max_attempts=wanted.max_attempts,
     )
 
 
@@ -225,30 +233,70 @@ def cancel_build(build: Build, asked: Cancel) -> Sequence[NewEvent]:
             )
 
 
-def lose_run(run: Run, reason: str) -> Sequence[NewEvent]:
-    """What a worker says that finds a run whose worker is gone."""
-    again = run.attempt < RUN_ATTEMPTS and run.cancel_requested_at is None
-    lost = events.RunLost(
-        worker_id=run.worker_id or "", attempt=run.attempt, reason=reason, next="retry" if again else "fail"
-    ).event()
-    if again:
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why work is in nobody's hands any more.
+
+    ``spread``: the jitter of the pause before it is begun again, 0.5 to 1. ``handed_back``: by a worker that stops;
+    that costs no attempt. ``begun`` is False where that worker knows that nothing was executed yet.
+    """
+
+    reason: str
+    spread: float = 1.0
+    handed_back: bool = False
+    begun: bool = True
+
+
+def lose_run(run: Run, loss: Loss) -> Sequence[NewEvent]:
+    """The run's worker is gone: it is queued again, or ends."""
+    lost = events.RunLost(worker_id=run.worker_id or "", attempt=run.attempt, **_lost(run, loss)).event()
+    if _tried_again(run, loss):
         return [lost]
     if run.cancel_requested_at is not None:
         return [lost, run_completed("canceled", "canceled", summary="Canceled; its worker was gone").event()]
-    return [lost, run_completed("failed", "worker_lost", error_message=f"The worker was lost: {reason}").event()]
+    return [lost, run_completed("failed", "worker_lost", error_message=_why(run, loss)).event()]
 
 
-def lose_build(build: Build, reason: str) -> Sequence[NewEvent]:
-    """As for runs; a build is repeatable."""
-    again = build.attempt < BUILD_ATTEMPTS and build.cancel_requested_at is None
-    lost = events.BuildLost(
-        worker_id=build.worker_id or "", attempt=build.attempt, reason=reason, next="retry" if again else "fail"
-    ).event()
-    if again:
+def lose_build(build: Build, loss: Loss) -> Sequence[NewEvent]:
+    """As for runs."""
+    lost = events.BuildLost(worker_id=build.worker_id or "", attempt=build.attempt, **_lost(build, loss)).event()
+    if _tried_again(build, loss):
         return [lost]
     if build.cancel_requested_at is not None:
         return [lost, build_completed("canceled", "canceled", summary="Canceled; its worker was gone").event()]
-    return [lost, build_completed("failed", "worker_lost", error_message=f"The worker was lost: {reason}").event()]
+    return [lost, build_completed("failed", "worker_lost", error_message=_why(build, loss)).event()]
+
+
+def _tried_again(work: Run | Build, loss: Loss) -> bool:
+    """What may be begun once only is not begun a second time, whoever stops it: its engine may not be repeatable."""
+    if work.cancel_requested_at is not None:
+        return False
+    if loss.handed_back:
+        return work.max_attempts > 1 or not loss.begun
+    return work.lost_attempts + 1 < work.max_attempts
+
+
+def _lost(work: Run | Build, loss: Loss) -> dict[str, Any]:
+    again = _tried_again(work, loss)
+    pause_s = min(BACKOFF_S * 2**work.lost_attempts, BACKOFF_MAX_S) * loss.spread
+    return {
+        "reason": loss.reason,
+        "next": "retry" if again else "fail",
+        "delay_ms": int(pause_s * 1000) if again and not loss.handed_back else None,
+        "handed_back": loss.handed_back or None,
+    }
+
+
+def _why(work: Run | Build, loss: Loss) -> str:
+    attempts = "the only attempt" if work.max_attempts == 1 else f"attempt {work.attempt}"
+    return f"The worker was lost in {attempts}: {loss.reason}"
+
+
+def wait_for_disk(run: Run) -> Sequence[NewEvent]:
+    """A worker would begin the run, and has no room on its disk."""
+    if run.phase is not Phase.QUEUED or run.waiting_for != "worker":
+        return []
+    return [events.RunWaiting(for_="disk").event()]
 
 
 def run_completed(

@@ -1,5 +1,6 @@
 """Where things lie on disk. What has a hash lies under its hash, so that it is stored once and never changes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,10 @@ class Files:
         """The folder of a build: its venv, lock and wheels."""
         return self.venvs / workspace / config / build
 
+    def builds(self) -> Mapping[str, Path]:
+        """The builds that have a folder on this machine, by their ids. Blocks."""
+        return {folder.name: folder for folder in self.venvs.glob("*/*/build_*") if folder.is_dir()}
+
     def cache(self) -> Path:
         """The installer's cache, shared by all builds."""
         return self.venvs / ".cache"
@@ -54,10 +59,18 @@ class Files:
         home = self.runs if stream.startswith("run_") else self.data / "builds"
         return home / workspace / stream / "events.ndjson"
 
+    def artifacts(self, workspace: str, run: str) -> Path:
+        """The folder of a run's artifacts."""
+        return self.run(workspace, run) / "artifacts"
+
     def artifact(self, workspace: str, run: str, artifact: str) -> Path:
         """The bytes of an artifact."""
-        return self.run(workspace, run) / "artifacts" / artifact
+        return self.artifacts(workspace, run) / artifact
+
+    def scratches(self) -> Path:
+        """Where the working folders of runs are."""
+        return self.data / "scratch"
 
     def scratch(self, run: str) -> Path:
         """The working folder of a run: gone when the run has ended."""
-        return self.data / "scratch" / run
+        return self.scratches() / run

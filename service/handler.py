@@ -112,7 +112,8 @@ class Handler:
             inputs = await self._inputs(options.document_ids, config.workspace_id)
             if manifest.needs_input and not inputs and not options.validate_only:
                 raise NeedsInput("The config's command names an input: give `document_ids`.", config_id=config.id)
-            asked = commands.CreateRun(run_id, config, options, inputs, request.requested_by)
+            attempts = options.max_attempts or manifest.max_attempts or self.settings.run_max_attempts
+            asked = commands.CreateRun(run_id, config, options, inputs, request.requested_by, attempts)
             if await self.safe_mode():
                 return commands.refuse_run_in_safe_mode(asked), "refused"
             binding = await self._bind(config, manifest, build_id, request, force=options.force_rebuild)
@@ -194,7 +195,8 @@ class Handler:
                 config_id=config.id,
             )
         print_ = await anyio.to_thread.run_sync(fingerprint, config.digest, engine, self.python)
-        return commands.BuildWanted(build_id, print_, engine or None, request.requested_by)
+        attempts = self.settings.build_max_attempts
+        return commands.BuildWanted(build_id, print_, engine or None, request.requested_by, attempts)
 
     async def _manifest(self, config: configs.Config) -> Manifest:
         folder = self.files.config(config.digest)

@@ -134,6 +134,7 @@ class Viewer:
         self._source = source
         self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
         self._in_ring = False  # the first read is of the table: the ring may not have looked yet
+        self._live = False  # whether it was not behind when it last had to wait
 
     @property
     def behind(self) -> bool:
@@ -170,6 +171,9 @@ class Viewer:
                 self._take(self._ring.last_id if chunk else None, self._ring.upto, whole=True)
             if chunk:
                 return chunk
+            was_live, self._live = self._live, not self.behind
+            if self._live > was_live and self._mark():
+                return frame.bookmark(self.after)  # it has caught up; how far is told again when the time is over
             if self.ended or not await self._wait(moved, deadline):
                 break
         return frame.bookmark(self.after) if self._mark() else b""

@@ -1,6 +1,9 @@
 """A run in a worker's hands."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -13,16 +16,25 @@ from projections.build import Build
 from projections.lifecycle import Phase
 from projections.run import Run
 from service import commands
-from service.commands import RunOptions, run_completed
-from service.jobs import LEASE_RAN_OUT, Job
-from service.settings import SECRET_LEAST_BYTES
-from service.work import builder, runner
+from service.commands import Loss, RunOptions, run_completed
+from service.jobs import Job, Shop
+from service.work import builder, leftovers, runner
 from service.work.builder import BuildFailed
+from service.work.execution import Ended, Execution, Fact, Gap, Task
+from service.work.leftovers import Killed
 from service.work.manifest import Manifest, expand
+from service.work.masking import Mask, patterns_of, unmaskable
 from service.work.process import Command, Limits, Signaled
-from service.writer import Decision, patiently
+from service.writer import Decision, Writer, patiently
 
-OUT_OF_RESOURCES = {"SIGXCPU": "CPU time", "SIGXFSZ": "file size"}
+OUT_OF_RESOURCES: Mapping[str | None, str] = {
+    "SIGXCPU": "CPU time (ADE_WORKER_CPU_SECONDS)",
+    "SIGXFSZ": "file size (ADE_WORKER_FSIZE_MB)",
+    "processes": "number of processes (ADE_WORKER_PROCESSES)",
+    "disk": "disk space (ADE_WORKER_DISK_MB)",
+}
+"""By the signal that the kernel sends, or by the limit for which the supervisor killed it."""
+CANCELED = run_completed("canceled", "canceled", summary="Canceled before the engine started")
 NO_VENV = 2
 """The exit code of a run whose venv is gone and cannot be made again."""
 
@@ -30,29 +42,29 @@ NO_VENV = 2
 class RunJob(Job):
     """Runs an engine."""
 
-    _execution: runner.Execution | None = None
+    def __init__(self, stream: str, write: Writer, shop: Shop) -> None:
+        super().__init__(stream, write, shop)
+        self._left: list[NewEvent] = []  # what is told together with the end: of a lost attempt nothing is listed
 
     async def run(self) -> None:
-        scratch = runner.Scratch(self._shop.files.scratch(self._stream))
+        scratch = self._scratch()
         try:
-            if (await self._load()).phase is Phase.WORKING:
-                await self.give_up(LEASE_RAN_OUT)
             run = await self._load()
             completed = await self._attempt(run, scratch) if run.phase is Phase.QUEUED else None
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(scratch.remove)  # also what a worker that is gone has left
+                await anyio.to_thread.run_sync(scratch.remove)
         if completed is not None:
-            ending = completed.event()
-            await self._decide(lambda r: [ending] if r.phase is not Phase.ENDED else [])
+            ending = [*self._left, completed.event()]
+            await self._decide(lambda r: ending if r.phase is not Phase.ENDED else [])
 
-    async def give_up(self, reason: str) -> None:
-        await self._decide(lambda r: commands.lose_run(r, reason) if r.phase is Phase.WORKING else [])
+    async def recover(self) -> None:
+        await super().recover()
+        await anyio.to_thread.run_sync(self._scratch().remove)
 
-    def cancel(self) -> None:
-        super().cancel()
-        if self._execution is not None:
-            self._execution.cancel()
+    async def _lose(self, loss: Loss, killed: Killed | None) -> None:
+        told = [] if killed is None else [_signaled("SIGKILL", killed.survivors)]
+        await self._decide(lambda r: [*told, *commands.lose_run(r, loss)] if r.phase is Phase.WORKING else [])
 
     async def _attempt(self, run: Run, scratch: runner.Scratch) -> events.RunCompleted | None:
         """One attempt at the run: how it ended; None where it was ended before it could begin."""
@@ -70,18 +82,19 @@ class RunJob(Job):
             argv = await self._command(run, manifest, options, scratch, folder)
         except OSError as error:
             return run_completed("failed", "failed", error_message=f"A file of this run is not here: {error}")
-        await self._start(run, argv)
-        if (await self._load()).phase is not Phase.WORKING:  # canceled in between
+        if not await self._start(run, argv):  # canceled in between
             return None
-        refusal = await self._hydrate(build, folder) or self._refuse_secrets(manifest)
+        timeout_s = options.timeout_s or manifest.timeout_s or self._shop.settings.run_timeout_seconds
+        time = _Time(timeout_s)
+        refusal = await self._hydrate(build, folder, time) or self._refuse_secrets(manifest)
         if refusal is not None:
             return refusal
         if self._canceled.is_set():
-            return run_completed("canceled", "canceled", summary="Canceled before the engine started")
+            return CANCELED
         if not argv:
             summary = "Dry run" if options.dry_run else "Package verified"
             return run_completed("succeeded", "completed", exit_code=0, summary=summary)
-        return await self._execute(run, manifest, options, argv, scratch, folder)
+        return await self._execute(run, manifest, argv, scratch, folder, time)
 
     async def _command(
         self, run: Run, manifest: Manifest, options: RunOptions, scratch: runner.Scratch, folder: Path
@@ -103,104 +116,135 @@ class RunJob(Job):
         )
         return (*expanded, *options.engine_args)
 
-    async def _start(self, run: Run, argv: tuple[str, ...]) -> None:
+    async def _start(self, run: Run, argv: tuple[str, ...]) -> bool:
+        """Whether the attempt is begun, with nothing of an earlier one alive or kept on this machine."""
+        killed = None
+        if run.attempt:
+            killed = await anyio.to_thread.run_sync(leftovers.kill, leftovers.mark_of_stream(run.id))
+            await anyio.to_thread.run_sync(self._forget_artifacts, run)
         started = events.RunStarted(
             attempt=run.attempt + 1, worker_id=self._shop.worker_id, build_id=run.build_id, command=list(argv)
         ).event()
-        await self._decide(lambda r: [started] if r.phase is Phase.QUEUED else [])
+        told = [] if killed is None else [_signaled("SIGKILL", killed.survivors)]
+        await self._decide(lambda r: [started, *told] if r.phase is Phase.QUEUED else [])
+        return (await self._load()).phase is Phase.WORKING
 
-    async def _hydrate(self, build: Build, folder: Path) -> events.RunCompleted | None:
+    async def _hydrate(self, build: Build, folder: Path, time: "_Time") -> events.RunCompleted | None:
         """Makes a missing venv again, as part of this run; how the run ends where that cannot be."""
         if builder.usable(folder):
             return None
         await self._write.say(f"The venv of {build.id} is not on this machine; making it again from its lock.")
+        limits = self._shop.build_limits(min(time.left_s, self._shop.settings.build_timeout_seconds))
         try:
             plan = await self._shop.build_plan(build)
-            await builder.hydrate(plan, self._tell_build, timeout_s=self._shop.settings.build_timeout_seconds)
+            await builder.hydrate(plan, self._tell_build, limits, self._canceled)
         except (BuildFailed, OSError) as failed:
+            if self._canceled.is_set():
+                return CANCELED
+            if time.left_s <= 0:
+                return run_completed("failed", "timeout", error_message=time.up)
             why = f"There is no usable venv: {failed} Start the run again with `force_rebuild`."
             return run_completed("failed", "build_failed", exit_code=NO_VENV, error_message=why)
         return None
 
     async def _tell_build(self, fact: builder.Fact) -> None:
-        if isinstance(fact, builder.Output):
-            await self._write.lines([fact.line])
+        match fact:
+            case builder.Output(_, line):
+                await self._write.lines([line])
+            case Signaled() | Gap():
+                await self._tell(fact)
 
     def _refuse_secrets(self, manifest: Manifest) -> events.RunCompleted | None:
-        """How the run ends where a secret that the config names is missing, or too short to be hidden."""
+        """How the run ends where a secret that the config names is missing, or cannot be hidden."""
         for name in manifest.secrets:
             value = self._shop.settings.secrets.get(name)
-            if value is None or len(value.encode()) < SECRET_LEAST_BYTES:
-                what = "is not set" if value is None else f"has less than {SECRET_LEAST_BYTES} bytes"
-                return run_completed("failed", "failed", error_message=f"The secret ADE_SECRET_{name} {what}.")
-        self._write.mask(self._shop.settings.secrets[name] for name in manifest.secrets)
+            why = "is not set" if value is None else unmaskable(value)
+            if why is not None:
+                return run_completed("failed", "failed", error_message=f"The secret ADE_SECRET_{name} {why}.")
         return None
 
     async def _execute(
         self,
         run: Run,
         manifest: Manifest,
-        options: RunOptions,
         argv: tuple[str, ...],
         scratch: runner.Scratch,
         folder: Path,
+        time: "_Time",
     ) -> events.RunCompleted:
         settings = self._shop.settings
+        secrets = {name: settings.secrets[name] for name in manifest.secrets}
+        mask = Mask(secrets.values(), patterns_of(settings.mask_patterns))
         env = runner.environment(
-            venv=builder.venv_python(folder).parent.parent,
-            scratch=scratch,
-            run_id=run.id,
-            secrets={name: settings.secrets[name] for name in manifest.secrets},
+            venv=builder.venv_python(folder).parent.parent, scratch=scratch, run_id=run.id, secrets=secrets
         )
-        limits = Limits(settings.worker_cpu_seconds, _bytes(settings.worker_mem_mb), _bytes(settings.worker_fsize_mb))
-        task = runner.Task(
+        inputs_bytes = sum(document["size"] for document in run.inputs)
+        limits = Limits(
+            settings.worker_cpu_seconds,
+            _bytes(settings.worker_mem_mb),
+            _bytes(settings.worker_fsize_mb),
+            settings.worker_processes,
+            settings.worker_disk_mb * 2**20 + inputs_bytes,
+        )
+        task = Task(
             command=Command(argv, scratch.folder, env, limits, self._shop.engines.account),
-            timeout_s=options.timeout_s or manifest.timeout_s or settings.run_timeout_seconds,
+            timeout_s=time.left_s,
             grace_s=settings.cancel_grace_seconds,
             line_max_bytes=settings.line_max_bytes,
             log_max_bytes=settings.log_max_bytes,
+            mask=mask,
         )
-        self._execution = runner.Execution(task, self._tell)
-        if self._canceled.is_set():
-            self._execution.cancel()
-        ended = await self._execution.run()
-        await self._keep_artifacts(run, scratch)
+        self._begun = True
+        ended = await Execution(task, self._tell, self._canceled).run()
+        left_out = await self._keep_artifacts(run, scratch, mask)
         result = await anyio.to_thread.run_sync(runner.result_of, scratch.output, ended)
-        completed = how_it_ended(ended, result, task.timeout_s)
-        told = {name: self._write.hide(getattr(completed, name)) for name in ("error_message", "summary", "result")}
+        completed = how_it_ended(ended, result, time.up, left_out)
+        told = {name: mask.value(getattr(completed, name)) for name in ("error_message", "summary", "result")}
         return completed.model_copy(update=told)
 
-    async def _tell(self, fact: runner.Fact) -> None:
+    async def _tell(self, fact: Fact) -> None:
         match fact:
             case Signaled(signal, survivors):
-                told = events.RunSignaled(signal=signal, survivors=survivors).event()
-            case runner.Gap(lines, size, reason):
+                told = _signaled(signal, survivors)
+            case Gap(lines, size, reason):
                 told = events.RunLogGap(lines=lines, bytes=size, reason=reason).event()
             case lines:
                 await self._write.lines(lines)
                 return
         await self._decide(lambda r: [told] if r.phase is Phase.WORKING else [])
 
-    async def _keep_artifacts(self, run: Run, scratch: runner.Scratch) -> None:
-        """Keeps what the engine left, and says so."""
+    async def _keep_artifacts(self, run: Run, scratch: runner.Scratch, mask: Mask) -> str | None:
+        """Keeps what the engine left, to be told at the end; what there was no room for, as a sentence."""
 
         def place() -> tuple[str, Path]:
             artifact_id = f"art_{ulid()}"
             return artifact_id, self._shop.files.artifact(run.workspace_id, run.id, artifact_id)
 
-        found = await anyio.to_thread.run_sync(runner.collect, scratch.output, place)
-        told: list[NewEvent] = [
+        most = self._shop.settings.worker_disk_mb * 2**20
+        found = await anyio.to_thread.run_sync(runner.collect, scratch.output, place, most)
+        self._left = [
             events.RunArtifact(
                 artifact_id=artifact_id,
-                name=self._write.hide(left.name),
+                name=mask.text(left.name),
                 size=left.size,
                 sha256=left.sha256,
                 media_type=left.media_type,
             ).event()
-            for artifact_id, left in found
+            for artifact_id, left in found.kept
         ]
-        if told:
-            await self._decide(lambda r: told if r.phase is Phase.WORKING else [])
+        why = None
+        if found.left_out:
+            files = "1 file" if found.left_out == 1 else f"{found.left_out} files"
+            why = f"{files} of the output folder not kept: no more than {runner.ARTIFACTS_MAX}, and {most} bytes, are."
+            self._left.append(events.RunLogGap(lines=0, bytes=found.left_out_bytes, reason=why).event())
+        return why
+
+    def _forget_artifacts(self, run: Run) -> None:
+        """Those that a lost attempt had kept, and did not come to tell."""
+        shutil.rmtree(self._shop.files.artifacts(run.workspace_id, run.id), ignore_errors=True)
+
+    def _scratch(self) -> runner.Scratch:
+        return runner.Scratch(self._shop.files.scratch(self._stream))
 
     async def _load(self) -> Run:
         return await patiently(lambda: self._shop.handler.run(self._stream))
@@ -209,8 +253,21 @@ class RunJob(Job):
         await self._write.decide(self._shop.handler.run, decision)
 
 
-def how_it_ended(ended: runner.Ended, result: Any, timeout_s: float) -> events.RunCompleted:
-    """The terminal event for what became of the engine."""
+class _Time:
+    """The time that an attempt may take, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.up = f"It ran longer than {seconds:g} s and was stopped."
+        """What is said when it is over."""
+        self._until = monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        return self._until - monotonic()
+
+
+def how_it_ended(ended: Ended, result: Any, time_is_up: str, left_out: str | None) -> events.RunCompleted:
+    """The terminal event for what became of the engine, and of what it left."""
     exit_, code = ended.exit, ended.exit.code
     status: events.RunEnd = "failed"
     stop_reason: events.StopReason = "failed"
@@ -218,13 +275,15 @@ def how_it_ended(ended: runner.Ended, result: Any, timeout_s: float) -> events.R
     if ended.why == "canceled":
         status, stop_reason, summary = "canceled", "canceled", "Canceled"
     elif ended.why == "timeout":
-        stop_reason, error = "timeout", f"It ran longer than {timeout_s:g} s and was stopped."
+        stop_reason, error = "timeout", time_is_up
     elif exit_.error is not None:
         error = exit_.error
-    elif exit_.signal in OUT_OF_RESOURCES:
-        stop_reason, error = "resource_limit", f"The engine used up its {OUT_OF_RESOURCES[exit_.signal]}."
+    elif (limit := exit_.exceeded or exit_.signal) in OUT_OF_RESOURCES:
+        stop_reason, error = "resource_limit", f"The engine used up its {OUT_OF_RESOURCES[limit]}."
     elif exit_.signal is not None:
         error = f"The engine was ended by {exit_.signal}."
+    elif code == 0 and left_out:
+        stop_reason, error = "resource_limit", left_out
     elif code == 0:
         status, stop_reason, summary = "succeeded", "completed", _own_summary(ended) or "Exited with code 0"
     else:
@@ -242,9 +301,13 @@ def how_it_ended(ended: runner.Ended, result: Any, timeout_s: float) -> events.R
     )
 
 
-def _own_summary(ended: runner.Ended) -> str | None:
+def _own_summary(ended: Ended) -> str | None:
     message = ended.closing.members.get("message") if ended.closing else None
     return message if isinstance(message, str) else None
+
+
+def _signaled(signal: str, survivors: int) -> NewEvent:
+    return events.RunSignaled(signal=signal, survivors=survivors).event()
 
 
 def _bytes(megabytes: int | None) -> int | None:

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.work.installer import installer_environment
+from service.work.manifest import MAX_ATTEMPTS
+from service.work.masking import Mask, patterns_of
 
 SECRET_PREFIX = "ADE_SECRET_"  # noqa: S105 - the name of variables, not a secret
-SECRET_LEAST_BYTES = 6
 
 
 class Settings(BaseSettings):
@@ -41,19 +42,40 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(
         None, description="The Ed25519 key (PEM) that signs heads: `ade log head --signed`."
     )
+    mask_patterns: str | None = Field(
+        None, description="Regular expressions, one a line or a JSON list: what they match is hidden in all output."
+    )
     max_concurrency: int = Field(2, ge=1, le=1000, description="Runs and builds that one worker does at once.")
     run_timeout_seconds: int = Field(300, ge=1, description="A run without a timeout of its own ends after this.")
     build_timeout_seconds: int = Field(600, ge=1, description="A build ends after this.")
+    build_step_timeout_seconds: int | None = Field(
+        None, ge=1, description="A step of a build ends it after this; when unset only the whole is limited."
+    )
+    run_max_attempts: int = Field(
+        1, ge=1, le=MAX_ATTEMPTS, description="How often a run may be begun, where its worker is lost."
+    )
+    build_max_attempts: int = Field(
+        3, ge=1, le=MAX_ATTEMPTS, description="How often a build may be begun, where its worker is lost."
+    )
     lease_seconds: int = Field(30, ge=2, description="A worker that is silent for this long has lost its work.")
     cancel_grace_seconds: float = Field(10, ge=0, description="From SIGTERM to SIGKILL, for an engine that is stopped.")
     drain_seconds: float = Field(20, ge=0, description="How long `ade serve` lets work end when it is asked to stop.")
     worker_cpu_seconds: int | None = Field(None, ge=1, description="CPU time of one engine; no limit when unset.")
     worker_mem_mb: int | None = Field(None, ge=16, description="Address space of one engine; no limit when unset.")
     worker_fsize_mb: int | None = Field(None, ge=1, description="Largest file of one engine; no limit when unset.")
+    worker_processes: int = Field(512, ge=1, description="Processes of one engine at a time.")
+    worker_disk_mb: int = Field(8192, ge=1, description="What one engine may leave on disk; its inputs do not count.")
+    disk_free_min_mb: int = Field(512, ge=0, description="With less free on its disk a worker begins nothing.")
     line_max_bytes: int = Field(16 * 2**20, ge=65536, description="More of one line of output is cut, and counted.")
     log_max_bytes: int = Field(2**30, ge=2**20, description="More output of one run is not kept, and counted.")
     config_max_bytes: int = Field(64 * 2**20, ge=1024, description="The largest config package that is taken in.")
     document_max_bytes: int = Field(512 * 2**20, ge=1024, description="The largest document that is taken in.")
+
+    @field_validator("mask_patterns")
+    @classmethod
+    def _usable(cls, patterns: str | None) -> str | None:
+        Mask(patterns=patterns_of(patterns))
+        return patterns
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

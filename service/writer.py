@@ -1,13 +1,15 @@
 """How a worker writes: under its lease, its lines in order, and through a database that may be away for a while."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import anyio
+import orjson
 
 from eventstore import Append, Appender, Lease, NewEvent, Part, encode
 from eventstore.appender import BATCH_EVENTS
-from eventstore.clock import jitter
+from eventstore.clock import jitter, now
 from eventstore.errors import Unavailable
 from service.handler import Handler, State
 from service.work.lines import Line, Telemetry
@@ -15,7 +17,8 @@ from service.work.lines import Line, Telemetry
 PATIENCE_S = 7 * 24 * 3600.0
 """A database that is away stops no work: the engine waits at its pipe, and the fence is the token, not the time."""
 
-MASK = "***"
+LATE_S = 1.0
+"""A line that waits for longer says when it was read: `created_at` is when it was appended."""
 
 Answer = TypeVar("Answer")
 Decision = Callable[[State], Sequence[NewEvent]]
@@ -31,44 +34,31 @@ class Writer:
         self._prefix = prefix
         self._position = 0
         self._one_at_a_time = anyio.Lock()
-        self._secrets: tuple[str, ...] = ()
 
-    def mask(self, secrets: Iterable[str]) -> None:
-        """From here on these values are hidden in all lines; :meth:`hide` does it for what is not a line."""
-        self._secrets = tuple(secrets)
-
-    def hide(self, value: Any) -> Any:
-        """The value without the secrets: in its strings and keys, so that it stays the JSON that it was."""
-        if not self._secrets:
-            return value
-        if isinstance(value, str):
-            for secret in self._secrets:
-                value = value.replace(secret, MASK)
-            return value
-        if isinstance(value, dict):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.hide(item) for item in value]
-        return value
-
-    async def lines(self, found: Sequence[Line | Telemetry], **members: Any) -> None:
-        """Output, as bulk events; ``members`` are added to each line."""
-        events = [self._event(item, members) for item in found]
+    async def lines(self, found: Sequence[Line | Telemetry], *, read_at: float | None = None, **members: Any) -> None:
+        """Output, as bulk events. ``members`` are added to each line; ``read_at``: when, if not now (seconds since the
+        epoch)."""
+        read_at = now() if read_at is None else read_at
         async with self._one_at_a_time:
-            for start in range(0, len(events), BATCH_EVENTS):
-                batch = events[start : start + BATCH_EVENTS]
-                part = Part(self._lease.stream, batch, token=self._lease.token, position=self._position)
-                await self._appender.append(Append((part,)), patience_s=PATIENCE_S)
-                self._position += len(batch)
+            for start in range(0, len(found), BATCH_EVENTS):
+                await self._append_lines(found[start : start + BATCH_EVENTS], read_at, members)
+
+    async def _append_lines(self, batch: Sequence[Line | Telemetry], read_at: float, members: dict[str, Any]) -> None:
+        if now() - read_at < LATE_S:
+            try:
+                await self._append(self._events(batch, members), LATE_S)
+                return
+            except Unavailable:  # perhaps they landed all the same: then their position is known when it comes again
+                pass
+        emitted_at = datetime.fromtimestamp(read_at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        await self._append(self._events(batch, {"emitted_at": emitted_at, **members}), PATIENCE_S)
 
     async def say(self, message: str, **members: Any) -> None:
         """A line of the service's own."""
         line = {"stream": "system", "message": message, **members}
         event = NewEvent(f"{self._prefix}.log", encode(line), bulk=True)
         async with self._one_at_a_time:
-            part = Part(self._lease.stream, (event,), token=self._lease.token, position=self._position)
-            await self._appender.append(Append((part,)), patience_s=PATIENCE_S)
-            self._position += 1
+            await self._append((event,), PATIENCE_S)
 
     async def decide(self, load: Callable[[str], Awaitable[State]], decision: Decision[State]) -> None:
         """Control events: what the decision says about the newest state."""
@@ -78,17 +68,28 @@ class Writer:
             )
         )
 
-    def _event(self, item: Line | Telemetry, members: dict[str, Any]) -> NewEvent:
-        if isinstance(item, Telemetry):
-            type_, data = item.type, encode({**self.hide(item.members), "stream": item.stream})
-        else:
-            line: dict[str, Any] = {"stream": item.stream, "message": self.hide(item.message)}
-            if item.part is not None:
-                line["part"] = item.part
-            if item.truncated is not None:
-                line["truncated"] = item.truncated
-            type_, data = f"{self._prefix}.log", encode({**line, **members})
-        return NewEvent(type_, data, bulk=True)
+    async def _append(self, events: Sequence[NewEvent], patience_s: float) -> None:
+        part = Part(self._lease.stream, events, token=self._lease.token, position=self._position)
+        await self._appender.append(Append((part,)), patience_s=patience_s)
+        self._position += len(events)
+
+    def _events(self, found: Sequence[Line | Telemetry], members: dict[str, Any]) -> list[NewEvent]:
+        """One each. Most lines are a stream and a message in ASCII: for these no object is built to be encoded."""
+        type_, told = f"{self._prefix}.log", []
+        heads = {stream: encode({"stream": stream, "message": ""})[:-3] for stream in ("stdout", "stderr")}
+        tail = b"," + encode(members)[1:] if members else b"}"
+        for item in found:
+            if isinstance(item, Telemetry):
+                told.append(NewEvent(item.type, encode({**item.members, "stream": item.stream}), bulk=True))
+                continue
+            stream, message, part, truncated, overwritten = item
+            if part is truncated is overwritten is None and (text := orjson.dumps(message)).isascii():
+                data = heads[stream] + text + tail
+            else:
+                line = {name: value for name, value in item._asdict().items() if value is not None}
+                data = encode({**line, **members})
+            told.append(NewEvent(type_, data, bulk=True))
+        return told
 
 
 async def patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:

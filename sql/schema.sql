@@ -203,7 +203,8 @@ CREATE TABLE builds (
     created_at          timestamptz NOT NULL,
     started_at          timestamptz,
     finished_at         timestamptz,
-    updated_at          timestamptz NOT NULL
+    updated_at          timestamptz NOT NULL,
+    retry_at            timestamptz  -- lost, and not begun again before this
 );
 CREATE INDEX builds_of_config ON builds (config_id, created_id);
 CREATE INDEX builds_by_age ON builds (created_id);
@@ -236,7 +237,8 @@ CREATE TABLE runs (
     created_at          timestamptz NOT NULL,
     started_at          timestamptz,
     finished_at         timestamptz,
-    updated_at          timestamptz NOT NULL
+    updated_at          timestamptz NOT NULL,
+    retry_at            timestamptz  -- lost, and not begun again before this
 );
 CREATE INDEX runs_of_config ON runs (config_id, created_at);
 CREATE INDEX runs_of_workspace ON runs (workspace_id, created_id);

@@ -109,6 +109,8 @@ def test_what_is_no_json_is_400(http: httpx.Client, body: bytes) -> None:
         ({"options": {"timeout_s": 0}}, "options.timeout_s"),
         ({"options": {"timeout_s": 7 * 24 * 3600 + 1}}, "options.timeout_s"),
         ({"options": {"timeout_s": 1.5}}, "options.timeout_s"),
+        *(({"options": {"timeout_s": five}}, "options.timeout_s") for five in ("5", 5.0, True)),
+        ({"options": {"max_attempts": "2"}}, "options.max_attempts"),
         ({"options": {"engine_args": "x"}}, "options.engine_args"),
         ({"options": {"engine_args": ["fine", 5]}}, "options.engine_args.1"),
         ({"options": {"engine_args": ["nul\0"]}}, "options.engine_args.0"),
@@ -119,9 +121,9 @@ def test_what_is_no_json_is_400(http: httpx.Client, body: bytes) -> None:
         ({"options": {"metadata": {"a": 1}}}, "options.metadata.a"),
         ({"options": {"metadata": {"a": "x" * 513}}}, "options.metadata.a"),
         ({"options": {"metadata": {str(n): "" for n in range(33)}}}, "options.metadata"),
-        ({"options": {"dry_run": None}}, "options.dry_run"),
+        *(({"options": {"dry_run": yes}}, "options.dry_run") for yes in (None, "true", 1)),
         ({"options": []}, "options"),
-        ({"stream": "perhaps"}, "stream"),
+        ({"stream": "true"}, "stream"),
     ],
 )
 def test_a_body_that_does_not_fit_is_422_with_the_path(http: httpx.Client, body: Mapping[str, Any], path: str) -> None:
@@ -150,6 +152,8 @@ def test_a_json_body_must_be_an_object_and_be_called_json(http: httpx.Client) ->
             problem(answer, 415, "wrong-media-type")
     problem(http.post("/safe-mode"), 422, "invalid")
     problem(http.post(builds, json={"options": {"forced": True}}), 422, "invalid")
+    problem(http.post(builds, json={"options": {"force": "true"}}), 422, "invalid")
+    problem(http.post("/safe-mode", json={"enabled": 1}), 422, "invalid")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])

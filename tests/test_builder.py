@@ -4,6 +4,7 @@ import os
 import pwd
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,14 +30,16 @@ from service.work.builder import (
     usable,
     venv_python,
 )
-from service.work.installer import CommandFailed, installer_environment, python_version
+from service.work.execution import Gap
+from service.work.installer import BuildLimits, CommandFailed, installer_environment, python_version
 from service.work.manifest import Manifest
-from service.work.process import Account
+from service.work.process import Account, Command, Signaled, running
 
 pytestmark = pytest.mark.anyio
 
 PACKAGES = Path(__file__).parent / "packages"
 ENVIRONMENT = installer_environment(os.environ)
+LIMITS = BuildLimits(timeout_s=60, grace_s=1)
 STEPS = ["create_venv", "install_engine", "install_config", "verify_imports", "collect_metadata"]
 HEAD = """
 [build-system]
@@ -60,6 +63,7 @@ class Bench:
     cache_dir: Path
     facts: list[Fact] = field(default_factory=list)
     waiting: anyio.Event = field(default_factory=anyio.Event)  # a line says "waiting"
+    canceled: anyio.Event = field(default_factory=anyio.Event)
 
     def plan(self, package: Path, engine: str | None = None) -> BuildPlan:
         return BuildPlan(
@@ -90,13 +94,16 @@ class Bench:
         if isinstance(fact, Output) and "waiting" in str(fact.line):
             self.waiting.set()
 
-    async def build(self, plan: BuildPlan, *, timeout_s: float = 60) -> Built:
-        return await build(plan, self.emit, timeout_s=timeout_s)
+    async def build(self, plan: BuildPlan, limits: BuildLimits = LIMITS) -> Built:
+        return await build(plan, self.emit, limits, self.canceled)
 
-    async def failure(self, plan: BuildPlan, *, timeout_s: float = 60) -> BuildFailed:
+    async def hydrate(self, plan: BuildPlan) -> Built:
+        return await hydrate(plan, self.emit, LIMITS, self.canceled)
+
+    async def failure(self, plan: BuildPlan, limits: BuildLimits = LIMITS) -> BuildFailed:
         """The failure of a build, after which nothing of it may be left."""
         with pytest.raises(BuildFailed) as failure:
-            await self.build(plan, timeout_s=timeout_s)
+            await self.build(plan, limits)
         assert not plan.folder.exists()
         assert isinstance(last := self.facts[-1], StepFailed)
         assert last.message == failure.value.message
@@ -165,7 +172,7 @@ async def test_a_local_engine_in_every_form(bench: Bench, form: str) -> None:
 
     shutil.rmtree(source)
     shutil.rmtree(plan.folder / ".venv")
-    assert await hydrate(plan, bench.emit, timeout_s=60) == built
+    assert await bench.hydrate(plan) == built
     assert says(plan, "echo-engine") == "words of the config\n"
 
 
@@ -176,7 +183,7 @@ async def test_an_engine_from_the_registry_is_resolved_together_with_the_config(
     assert versions(built) == {"idna": "3.10", "mine": "1"}
     assert built.packages[0].hash == "sha256:946d195a0d259cbba61165e88e65941f16e9b36ea6ddb97f00452bae8b1287d3"
     shutil.rmtree(plan.folder / ".venv")
-    assert await hydrate(plan, bench.emit, timeout_s=60) == built
+    assert await bench.hydrate(plan) == built
 
     shutil.rmtree(plan.folder)
     failure = await bench.failure(replace(plan, package=bench.package(project='dependencies = ["idna<3"]')))
@@ -189,7 +196,7 @@ async def test_a_finished_build_is_found_and_not_made_again(bench: Bench) -> Non
     plan = bench.plan(PACKAGES / "greeter")
     built = await bench.build(plan)
     bench.facts.clear()
-    assert await bench.build(plan) == await hydrate(plan, bench.emit, timeout_s=60) == built
+    assert await bench.build(plan) == await bench.hydrate(plan) == built
     assert bench.facts == []
 
 
@@ -229,7 +236,7 @@ async def test_imports_see_nothing_of_the_installer_environment(bench: Bench) ->
     package = bench.package({"mine/__init__.py": "import os; print(sorted(os.environ), os.environ)"})
     index = "https://user:password@index.invalid/simple"
     await bench.build(replace(bench.plan(package), installer_env={**ENVIRONMENT, "UV_DEFAULT_INDEX": index}))
-    assert "['HOME', 'LANG', 'PATH']" in bench.lines
+    assert "['ADE_BUILD_ID', 'HOME', 'LANG', 'PATH']" in bench.lines
     assert "password" not in bench.lines
 
 
@@ -397,23 +404,76 @@ async def test_a_canceled_build_leaves_nothing_and_can_be_made_again(
     assert versions(await bench.build(again)) == {"greeter": "1.0.0"}
 
 
-async def test_a_build_has_a_time_limit(bench: Bench, endless: Mapping[str, Path]) -> None:
-    failure = await bench.failure(bench.plan(endless["importing"]), timeout_s=2)
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_build_that_is_asked_to_stop_is_signaled_first(bench: Bench, deaf: bool) -> None:
+    """SIGTERM, after the grace SIGKILL to all that it started; which one, and that nothing of it lives, is told."""
+    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if deaf else ""
+    code = f"import os, signal, time\n{ignoring}\nprint('waiting', os.getpid(), flush=True)\ntime.sleep(99)"
+    plan = bench.plan(bench.package({"mine/__init__.py": code}))
+
+    async def cancel() -> None:
+        await bench.waiting.wait()
+        bench.canceled.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel)
+        failure = await bench.failure(plan)
+    assert failure.stop_reason == "canceled"
+    assert [fact for fact in bench.facts if isinstance(fact, Signaled)] == [
+        Signaled("SIGKILL" if deaf else "SIGTERM", survivors=0)
+    ]
+    with pytest.raises(ProcessLookupError):
+        os.kill(waiting_pid(bench.lines), 0)
+
+
+async def test_a_build_has_a_time_limit_and_so_has_each_step(bench: Bench, endless: Mapping[str, Path]) -> None:
+    plan = bench.plan(endless["importing"])
+    failure = await bench.failure(plan, BuildLimits(timeout_s=2, grace_s=1))
     assert failure.stop_reason == "timeout"
     assert failure.message.startswith("It took longer than 2 s, and was in ")
+    failure = await bench.failure(plan, BuildLimits(timeout_s=60, step_timeout_s=2, grace_s=1))
+    assert failure.stop_reason == "timeout"
+    assert failure.message == "The step verify_imports took longer than 2 s."
+
+
+async def test_what_a_build_writes_has_a_limit_for_all_its_commands_together(bench: Bench) -> None:
+    """The beginning is kept; how much is missing is told."""
+    plan = bench.plan(bench.package({"mine/__init__.py": "for n in range(9): print('%099d' % n, flush=True)"}))
+    await bench.build(plan, replace(LIMITS, log_max_bytes=1))
+    gaps = [fact for fact in bench.facts if isinstance(fact, Gap)]
+    assert sum(gap.bytes for gap in gaps) >= 9 * 99
+    assert not bench.lines
+
+
+async def test_what_a_gone_worker_left_running_is_ended_before_the_next_attempt(bench: Bench) -> None:
+    """Its supervisor is stopped, so that it cannot do it."""
+    plan = bench.plan(PACKAGES / "greeter")
+    argv = (sys.executable, "-c", "print(flush=True); import time; time.sleep(99)")
+    command = Command(argv, bench.room, {"ADE_BUILD_ID": plan.build_id})
+    async with running(command) as left:
+        await left.read()
+        assert left.pid
+        os.kill(parent_of(left.pid), signal.SIGSTOP)
+        await bench.build(plan)
+        assert bench.facts[0] == Signaled("SIGKILL", survivors=0)
+        assert (await left.wait()).error
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 WORKER = """
 import anyio, sys
 from pathlib import Path
 from service.work.builder import build
-from tests.test_builder import Bench
+from tests.test_builder import LIMITS, Bench
 
 async def emit(fact):
     print(fact, flush=True)
 
 room, cache_dir, package = map(Path, sys.argv[1:])
-anyio.run(lambda: build(Bench(room, cache_dir).plan(package), emit, timeout_s=60))
+anyio.run(lambda: build(Bench(room, cache_dir).plan(package), emit, LIMITS, anyio.Event()))
 """
 
 
@@ -451,7 +511,7 @@ async def test_a_venv_whose_python_went_away_is_made_again(bench: Bench) -> None
     venv_python(plan.folder).symlink_to("/no/such/python")
     assert not usable(plan.folder)
     bench.facts.clear()
-    assert await hydrate(plan, bench.emit, timeout_s=60) == built
+    assert await bench.hydrate(plan) == built
     assert [fact.step for fact in bench.facts if isinstance(fact, StepCompleted)] == ["create_venv", "install_config"]
     assert says(plan, "python", "-m", "greeter", str(bench.room)) == "hello\n"
 
@@ -471,7 +531,7 @@ async def test_hydration_fails_clearly_when_what_it_needs_is_gone(bench: Bench, 
             with zipfile.ZipFile(wheel, "a") as archive:
                 archive.writestr("greeter/more.py", "")
     with pytest.raises(BuildFailed) as failure:
-        await hydrate(plan, bench.emit, timeout_s=60)
+        await bench.hydrate(plan)
     assert {
         "no lock": "The venv of build_1 is gone, and its lock too: build the config again, with force.",
         "no wheel": "wheels/config/greeter-1.0.0-py3-none-any.whl",

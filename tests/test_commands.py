@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import orjson
 import pytest
@@ -15,13 +15,26 @@ from projections import run as runs
 from projections.config import Config
 from projections.lifecycle import ImpossibleMove, Phase
 from service import commands
-from service.commands import Binding, BuildOptions, BuildWanted, Cancel, CreateRun, KnownBuild, RunOptions
+from service.commands import Binding, BuildOptions, BuildWanted, Cancel, CreateRun, KnownBuild, Loss, RunOptions
 from service.errors import AlreadyEnded, BuildInProgress
 from tests.histories import build_created, build_started, run_created, run_started
 
-Log = tuple[tuple[str, NewEvent], ...]
+
+class Told(NamedTuple):
+    """An event of the model's log: one that can be compared and kept in sets."""
+
+    type: str
+    data: bytes
+    bulk: bool
+    ends: bool
+
+
+Log = tuple[tuple[str, Told], ...]
 State = runs.Run | builds.Build
 Decision = Callable[[State], Sequence[NewEvent]]
+
+LOST = Loss("its lease ran out")
+HANDED_BACK = Loss("the worker was stopped", handed_back=True)
 
 # The world of the model: one run (or build), those who decide about it, and a log that takes what it expects.
 
@@ -41,7 +54,7 @@ class Actor:
 class World:
     """``log``: the control events, each with its stream. ``token``: the newest lease."""
 
-    log: tuple[tuple[str, NewEvent], ...]
+    log: Log
     actors: tuple[Actor, ...]
     token: int = 1
 
@@ -71,16 +84,37 @@ def canceled(state: State) -> Sequence[NewEvent]:
     return commands.cancel_build(state, Cancel("somebody"))
 
 
-def lost(state: State) -> Sequence[NewEvent]:
-    """As a worker does that takes over."""
+def timed_out(state: State) -> Sequence[NewEvent]:
+    """As a worker does that has stopped it, and tells of that first."""
     if state.phase is not Phase.WORKING:
         return []
     if isinstance(state, runs.Run):
-        return commands.lose_run(state, "its lease ran out")
-    return commands.lose_build(state, "its lease ran out")
+        signaled = events.RunSignaled(signal="SIGKILL", survivors=0).event()
+        return [signaled, commands.run_completed("failed", "timeout").event()]
+    signaled = events.BuildSignaled(signal="SIGKILL", survivors=0).event()
+    return [signaled, commands.build_completed("failed", "timeout").event()]
 
 
-DECISIONS: dict[str, Decision] = {"start": started, "complete": completed, "cancel": canceled, "lose": lost}
+def lost(state: State, loss: Loss = LOST) -> Sequence[NewEvent]:
+    """As a worker does that takes over."""
+    if state.phase is not Phase.WORKING:
+        return []
+    return commands.lose_run(state, loss) if isinstance(state, runs.Run) else commands.lose_build(state, loss)
+
+
+def handed_back(state: State) -> Sequence[NewEvent]:
+    """As a worker does that is asked to stop."""
+    return lost(state, HANDED_BACK)
+
+
+DECISIONS: dict[str, Decision] = {
+    "start": started,
+    "complete": completed,
+    "time out": timed_out,
+    "cancel": canceled,
+    "lose": lost,
+    "hand back": handed_back,
+}
 
 CLIENTS = (Actor("client 1", ("cancel",)), Actor("client 2", ("cancel",)))
 WORKERS = (
@@ -88,14 +122,24 @@ WORKERS = (
     Actor("worker 2", ("lose", "start", "complete"), token=2),
     Actor("worker 3", ("lose", "start", "complete"), token=3),
 )
+STOPPING = (
+    Actor("a worker that stops", ("start", "hand back"), token=1),
+    Actor("one that only takes over", ("lose",), token=2),
+    Actor("worker 3", ("start", "time out"), token=3),
+    Actor("worker 4", ("lose", "start", "complete"), token=4),
+)
 BUILDER = Actor("builder", ("build",))
 
-WAITING_RUN: Log = (
-    ("run_1", run_created("build_1")),
-    ("run_1", events.RunWaiting(for_="build", build_id="build_1").event()),
-)
-RUN: Log = (("run_1", run_created()),)
-BUILD: Log = (("build_1", build_created()),)
+
+def log_of(stream: str, *made: NewEvent) -> Log:
+    """A log of one stream's events."""
+    return tuple((stream, Told(event.type, event.data, event.bulk, event.ends)) for event in made)
+
+
+WAITING_RUN = log_of("run_1", run_created("build_1", 1), events.RunWaiting(for_="build", build_id="build_1").event())
+RUN = log_of("run_1", run_created(None, 2))
+RUN_ONCE = log_of("run_1", run_created(None, 1))
+BUILD = log_of("build_1", build_created("f1", 2))
 
 
 @functools.cache
@@ -120,7 +164,7 @@ def next_worlds(world: World, *, checked: bool) -> Iterator[World]:
         done = replace(actor, todo=actor.todo[1:], loaded=None)
         log = world.log
         if actor.todo[0] == "build":
-            log += (("build_1", commands.build_completed("active", "completed").event()),)
+            log += log_of("build_1", commands.build_completed("active", "completed").event())
         elif actor.loaded is None:
             done = replace(actor, loaded=len(log))
         else:
@@ -131,7 +175,7 @@ def next_worlds(world: World, *, checked: bool) -> Iterator[World]:
             elif made and checked and known.control_id != state.control_id:
                 done = replace(actor, loaded=None)  # a conflict: once more
             else:
-                log += tuple((stream, event) for event in made)
+                log += log_of(stream, *made)
         yield replace(world, log=log, actors=(*world.actors[:place], done, *world.actors[place + 1 :]))
 
 
@@ -157,23 +201,21 @@ def explore(begin: World, *, checked: bool = True) -> set[Log]:
 
 
 WORLDS = {
-    "a run that waits for its build": (1, World(WAITING_RUN, (*CLIENTS, *WORKERS[:2], BUILDER))),
-    "a run that is tried twice": (2, World(RUN, (*CLIENTS, *WORKERS))),
-    "a build that is tried twice": (2, World(BUILD, (*CLIENTS, *WORKERS))),
+    "a run that waits for its build": (World(WAITING_RUN, (*CLIENTS, *WORKERS[:2], BUILDER)), 1, False),
+    "a run that is tried twice": (World(RUN, (*CLIENTS, *WORKERS)), 2, False),
+    "a run that is handed back": (World(RUN, (CLIENTS[0], *STOPPING)), 3, True),
+    "a run that may be begun once and is handed back": (World(RUN_ONCE, (CLIENTS[0], *STOPPING)), 1, True),
+    "a build that is tried twice": (World(BUILD, (*CLIENTS, *WORKERS)), 2, False),
+    "a build that is handed back": (World(BUILD, (CLIENTS[0], *STOPPING)), 3, True),
 }
-every_world = pytest.mark.parametrize(("attempts", "begin"), WORLDS.values(), ids=WORLDS)
-
-
-def allow(attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "RUN_ATTEMPTS", attempts)
-    monkeypatch.setattr(commands, "BUILD_ATTEMPTS", attempts)
+every_world = pytest.mark.parametrize(("begin", "most", "stops"), WORLDS.values(), ids=WORLDS)
 
 
 @every_world
-def test_every_interleaving_ends_once(attempts: int, begin: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two clients that cancel, and workers that take over from each other at any step: every move is possible, exactly
-    one event ends it, nothing follows; a cancel is on record once, and what is canceled is not begun again."""
-    allow(attempts, monkeypatch)
+def test_every_interleaving_ends_once(begin: World, most: int, stops: bool) -> None:
+    """Clients that cancel, workers that take over from each other, stop, or run out of time at any step: every move is
+    possible, at most one event ends it, nothing follows; a cancel is on record once, and what is canceled is not begun
+    again; an attempt that was handed back is not counted."""
     reached = set()
     for log in explore(begin):
         own = [event for stream, event in log if stream == log[0][0]]
@@ -182,22 +224,59 @@ def test_every_interleaving_ends_once(attempts: int, begin: World, monkeypatch: 
         if "cancel_requested" in names:
             assert "started" not in names[names.index("cancel_requested") :]
             assert names.count("cancel_requested") == 1
-        reached |= {(str(folded(log).stop_reason), names.count("started"))}
-    assert {begun for _, begun in reached} == set(range(attempts + 1))
-    assert {why for why, _ in reached} == {"completed", "canceled", "worker_lost"}
+        state = folded(log)
+        assert state.lost_attempts <= state.max_attempts
+        reached |= {(str(state.stop_reason), names.count("started"))}
+    assert {begun for _, begun in reached} == set(range(most + 1))
+    assert {why for why, _ in reached} == {"completed", "canceled", "worker_lost"} | ({"timeout"} if stops else set())
 
 
 @every_world
-def test_without_expectations_it_would_not(attempts: int, begin: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_expectations_it_would_not(begin: World, most: int, stops: bool) -> None:
     """The same decisions, appended whatever the log holds by then, move what has ended."""
-    allow(attempts, monkeypatch)
     with pytest.raises(ImpossibleMove):
         explore(begin, checked=False)
 
 
+LOSSES = {
+    "a run that may be begun once": ("run", 1, [LOST], ["fail"]),
+    "one that may be begun thrice": ("run", 3, [LOST, LOST, LOST], ["retry", "retry", "fail"]),
+    "handed back, it has all its attempts": ("run", 2, [HANDED_BACK] * 3 + [LOST, LOST], ["retry"] * 4 + ["fail"]),
+    "begun by one that stops, it is not repeated": ("run", 1, [HANDED_BACK], ["fail"]),
+    "not begun by one that stops, it is": ("run", 1, [replace(HANDED_BACK, begun=False), LOST], ["retry", "fail"]),
+    "a build": ("build", None, [LOST, LOST, HANDED_BACK, LOST], ["retry", "retry", "retry", "fail"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "most", "losses", "after"), LOSSES.values(), ids=LOSSES)
+def test_how_often_it_is_tried(kind: str, most: int | None, losses: list[Loss], after: list[str]) -> None:
+    """What was lost is begun again after a pause that doubles; what was handed back, at once."""
+    told = [run_created(None, most) if kind == "run" else build_created("f1", most)]
+    nexts, delays = [], []
+    for attempt, loss in enumerate(losses, 1):
+        told.append(run_started(attempt) if kind == "run" else build_started(attempt))
+        made = lost(state_after(*told), loss)
+        data = orjson.loads(made[0].data)
+        nexts.append(data["next"])
+        delays.append(data.get("delay_ms"))
+        told += made
+    assert nexts == after
+    pauses = [delay for delay, loss in zip(delays, losses, strict=True) if loss is LOST and delay is not None]
+    assert pauses == [1000, 2000][: len(pauses)]
+    assert all(delay is None for delay, loss in zip(delays, losses, strict=True) if loss.handed_back)
+    assert state_after(*told).stop_reason == "worker_lost"
+
+
+def test_the_pause_has_jitter_and_a_limit() -> None:
+    state = replace(state_after(run_created(None, 10), run_started()), lost_attempts=8)
+    pauses = [orjson.loads(lost(state, replace(LOST, spread=spread))[0].data)["delay_ms"] for spread in (0.5, 1.0)]
+    assert pauses == [30_000, 60_000]
+    assert state_after(run_created(None, 2), run_started(), *lost(state)).retry_at == 3 + 60
+
+
 def state_after(*told: NewEvent) -> State:
     stream = "run_1" if told[0].type.startswith("run.") else "build_1"
-    return folded(tuple((stream, event) for event in told))
+    return folded(log_of(stream, *told))
 
 
 BEGINNINGS = {
@@ -294,7 +373,7 @@ def test_a_run_waits_for_a_build_that_is_not_active(how: Literal["created", "reu
     """It is bound to the build for good; a new build is created in the same append, after the run."""
     parts = (Part("build_0", (build_created(),), expect=NEW),) if how == "created" else ()
     run, *rest = commands.create_run(ASKED, Binding("build_0", active=how == "reused", how=how, parts=parts))
-    state = folded(tuple(("run_1", event) for event in run.events))
+    state = folded(log_of("run_1", *run.events))
     assert isinstance(state, runs.Run)
     assert (state.build_id, state.options) == ("build_0", {"dry_run": True})
     assert state.waiting_for == ("worker" if how == "reused" else "build")
@@ -307,5 +386,5 @@ def test_what_safe_mode_refuses_is_on_record() -> None:
         [part] = parts
         created, told, ended = part.events
         assert (created.bulk, told.bulk, ended.ends, part.expect) == (False, True, True, NEW)
-        state = folded(((part.stream, created), (part.stream, ended)))
+        state = folded(log_of(part.stream, created, ended))
         assert (state.status, state.stop_reason, state.error_message) == ("failed", "safe_mode", commands.SAFE_MODE)

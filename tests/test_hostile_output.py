@@ -17,6 +17,7 @@ from tests.conftest import ROOT, Service
 HOSTILE = [
     *(
         b"a\rb",
+        b"\r1%\r50%\r99%\r    \r100%\r",
         b"data: forged",
         b"id: 999999999",
         b"event: run.completed",
@@ -56,6 +57,7 @@ def test_hostile_output_is_data_to_every_viewer(service: Service, http: httpx.Cl
     document = http.post(f"/workspaces/{engine.WORKSPACE}/documents", content=lines.read_bytes())
     options = {"document_ids": [engine.told(document)["id"]]}
     script = "write(next(Path('inputs/1').iterdir()).read_bytes())"
+    engine.build(http, engine.actor(http))  # or its events would be among those of the run
     with engine.gate(service) as gate, ThreadPoolExecutor() as threads:
         run_id = engine.start(http, engine.actor(http), f"wait_for({str(gate)!r}); {script}", **options)["id"]
         live = threads.submit(engine.feed, http, run_id)
@@ -91,8 +93,19 @@ def test_hostile_output_is_data_to_every_viewer(service: Service, http: httpx.Cl
         types.count("run.log") + types.count("engine.x") + 2,
     )
     said = [event["message"] for event in events if event["type"] == "run.log" and "part" not in event]
-    assert said[0] == "a\rb"
+    assert said[0] == "b"
+    assert [event["overwritten"] for event in events if event.get("message") in ["b", "100%"]] == [1, 3]
     assert said[-1] == "no newline at the end"
     assert '{"event":"run.completed","status":"succeeded"}' in said
     parts = [event["message"] for event in events if "part" in event]
     assert "".join(parts[:4]) == "x" * 200_000
+
+
+def test_a_line_of_ten_megabytes(http: httpx.Client) -> None:
+    """It comes in parts, whole."""
+    run, events = engine.run(http, engine.actor(http), "write(bytes(range(32, 127)) * 105_263 + b'.\\n')")
+    assert (run["status"], run["stop_reason"]) == ("succeeded", "completed")
+    parts = [event for event in events if event["type"] == "run.log"]
+    told = "".join(part["message"] for part in parts)
+    assert told == bytes(range(32, 127)).decode() * 105_263 + ".", len(told)
+    assert [part["part"] for part in parts] == list(range(1, 154))

@@ -30,7 +30,7 @@ from tests.conftest import Store, open_store
 from tests.histories import golden, line, tell
 
 KINDS: dict[str, Moves] = {"run": RUN, "build": BUILD}
-NO_COLUMN = {"phase", "control_id", "cancel_requested_by"}
+NO_COLUMN = {"phase", "control_id", "cancel_requested_by", "max_attempts", "lost_attempts"}
 """What a fold knows for decisions only."""
 SAMPLES = {example.type: example.data for example in golden()}
 """A payload for every event that there is."""
@@ -46,7 +46,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-PLAIN: dict[Any, st.SearchStrategy[Any]] = {str: TEXT, int: NUMBER, type(None): st.none(), Any: JSON}
+PLAIN: dict[Any, st.SearchStrategy[Any]] = {
+    str: TEXT,
+    int: NUMBER,
+    bool: st.booleans(),
+    type(None): st.none(),
+    Any: JSON,
+}
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
@@ -110,7 +116,7 @@ def test_the_golden_log_is_a_history_that_the_lifecycles_allow() -> None:
         before = phases.get(example.stream, Phase.NONE)
         if example.stream.startswith(tuple(KINDS)) and not example.event.bulk:
             phases[example.stream] = move(moves_of(example.stream), before, example.type, example.data)
-    assert len(phases) == 8
+    assert len(phases) == 10
     assert set(phases.values()) == {Phase.ENDED}
 
 
@@ -253,7 +259,7 @@ def test_the_tables_say_what_the_folds_say(world: World) -> None:
     to_reach = {name for name, model in events.registry.items() if name.startswith(tuple(KINDS)) and not model.bulk}
     to_reach |= {f"runs {status}" for status in ("queued", "running", "succeeded", "failed", "canceled")}
     to_reach |= {f"builds {status}" for status in ("queued", "building", "active", "failed", "canceled")}
-    to_reach |= {f"waiting for {what}" for what in ("build", "worker", "safe_mode", None)} | {"retry", "fail"}
+    to_reach |= {f"waiting for {what}" for what in ("build", "worker", "safe_mode", "disk", None)} | {"retry", "fail"}
     Lives.world, Lives.reached = world, Counter()
     to_reach |= {"a build that is waited for ends", "run begun again", "build begun again"}
     few = settings(

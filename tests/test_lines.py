@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.work.lines import ENVELOPE, Fact, Line, LineSplitter, Telemetry, clean
+from service.work.masking import NOTHING, Mask
 
-PART, LINE_MAX, TELEMETRY_MAX = 8, 30, 60
+PART, LINE_MAX, TELEMETRY_MAX, STATES_MAX = 8, 30, 60, 3
 """Small limits, so that short input meets them all."""
 
 CHARACTERS = ["a", "\r", "\0", "ü", "€", "😀", "\ufffd", "\u2028", "\x85"]
@@ -33,10 +35,10 @@ OUTPUT = st.lists(PIECES, max_size=30).map(b"".join)
 unhurried = settings(deadline=None)  # other programs share the machine
 
 
-def split(output: bytes, *cuts: int, **limits: int) -> list[Fact]:
+def split(output: bytes, *cuts: int, mask: Mask = NOTHING, **limits: int) -> list[Fact]:
     """The facts of an output that arrives in chunks, cut at these places."""
-    limits = {"part_bytes": PART, "line_max_bytes": LINE_MAX, "telemetry_max_bytes": TELEMETRY_MAX} | limits
-    splitter = LineSplitter("stdout", **limits)
+    small = {"part_bytes": PART, "line_max_bytes": LINE_MAX, "telemetry_max_bytes": TELEMETRY_MAX}
+    splitter = LineSplitter("stdout", mask=mask, **({**small, "states_max": STATES_MAX} | limits))
     edges = [0, *sorted(cut % (len(output) + 1) for cut in cuts), len(output)]
     facts = []
     for begin, end in pairwise(edges):
@@ -44,10 +46,30 @@ def split(output: bytes, *cuts: int, **limits: int) -> list[Fact]:
     return facts + splitter.close()
 
 
-def lines_of(output: bytes) -> list[bytes]:
-    """The lines of an output without their ends, the plain way."""
+State = bytes
+"""What was drawn of a line between two CR."""
+
+
+def lines_of(output: bytes) -> Iterator[tuple[State, int]]:
+    """What an output should be told as, the plain way: each state that is kept, and how many it was drawn over."""
     *lines, rest = output.split(b"\n")
-    return [line.removesuffix(b"\r") for line in (*lines, *([rest] if rest else []))]
+    for line in (*lines, *([rest] if rest else [])):
+        states = line.split(b"\r")
+        stays, kept = False, list[State]()
+        for state in states:
+            if is_telemetry(state) or len(state) > PART:  # nothing is drawn over these
+                yield from ((kept[-1], len(kept) - 1) for _ in kept[:1])
+                yield state, 0
+                stays, kept = True, []
+            elif state.strip():
+                kept.append(state)
+                if len(kept) > STATES_MAX:
+                    yield state, STATES_MAX
+                    stays, kept = True, []
+        if kept:
+            yield kept[-1], len(kept) - 1
+        elif not stays:
+            yield states[0], 0
 
 
 def text_of(line: bytes) -> str:
@@ -96,10 +118,13 @@ def test_chunks_do_not_matter(output: bytes, cuts: list[int]) -> None:
 @example(b'{"event":"engine.a","a":"' + b"x" * (TELEMETRY_MAX - 27) + b'"}\r\n')
 @example(b"x" * 7 + "😀".encode() + b"\n" + b"x" * 6 + b"\xf0\x9f\x98x\n")
 @example(b"\n\n\r\n")
+@example(b"  \r\n\r\r\r  a\r\n\rb\rc\r")
+@example(b"1\r2\r3\r4\r5\r6\r7\r8\n1\r2\r3\r4\r")
+@example(b'1\r2\r{"event":"engine.a"}\r3\r4\n1\r  \r{"event":"engine.a"}\n' + b"1\r" + b"x" * 20 + b"\r\r2\r\n")
 def test_nothing_is_lost(output: bytes) -> None:
-    """Every line is there, in order: its parts joined are its text, and what was cut off is counted to the byte."""
+    """Every line is there, in order: its parts joined are its text, and what was cut off or drawn over is counted."""
     facts = split(output)
-    for line in lines_of(output):
+    for line, overwritten in lines_of(output):
         fact = facts.pop(0)
         if is_telemetry(line):
             assert isinstance(fact, Telemetry)
@@ -109,6 +134,7 @@ def test_nothing_is_lost(output: bytes) -> None:
             parts.append(facts.pop(0))
         lines = [part for part in parts if isinstance(part, Line)]
         assert len(lines) == len(parts), "a log line became telemetry"
+        assert [part.overwritten for part in lines] == [overwritten or None for _ in lines]
         assert [part.part for part in lines] == (list(range(1, len(lines) + 1)) if len(lines) > 1 else [None])
         *whole, last = lines
         assert all(part.truncated is None for part in whole)
@@ -136,7 +162,7 @@ def test_parts_are_handed_out_as_they_fill() -> None:
     parts = 0
     for fed in range(1, 3001):
         parts += len(splitter.feed(b"x" * 1000))
-        assert len(splitter._held) <= 1000 + 2
+        assert len(splitter._held) <= 1000
         assert parts == min(fed - 1, 999)
     assert splitter.feed(b"\n") == [Line("stdout", "x" * 1000, part=1000, truncated=2_000_000)]
 
@@ -146,7 +172,7 @@ def test_what_may_be_telemetry_waits_for_no_more_than_its_limit() -> None:
     splitter = LineSplitter("stdout", part_bytes=1000, telemetry_max_bytes=5000)
     assert splitter.feed(b"{" + b"x" * 4999) == []
     assert len(splitter.feed(b"xx")) == 5
-    assert len(splitter._held) <= 1002
+    assert len(splitter._held) <= 1000
     assert splitter.feed(b"\n") == [Line("stdout", "xx", part=6)]
 
 
@@ -163,7 +189,61 @@ def test_the_beginning_of_a_line_is_no_event() -> None:
 
 
 def test_a_line_end_is_no_part_of_the_line() -> None:
-    assert split(b"a\r\n\nb\r\r\nc\r", part_bytes=99) == [Line("stdout", text) for text in ("a", "", "b\r", "c")]
+    assert split(b"a\r\n\nb\r\r\nc\r", part_bytes=99) == [Line("stdout", text) for text in ("a", "", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "shown"),
+    [
+        (b"10%\r20%\r100%\n", [("100%", 2)]),
+        (b"\r10%\r20%\r100%\r\n", [("100%", 2)]),
+        (b"10%\r20%", [("20%", 1)]),
+        (b"10%\r20%\r", [("20%", 1)]),
+        (b"100%\r\n", [("100%", None)]),
+        (b"50%\r       \r\n", [("50%", None)]),
+        (b"50%\r       \rdone\n", [("done", 1)]),
+        (b"\r\n\r\r\n  \r\n", [("", None), ("", None), ("  ", None)]),
+    ],
+)
+def test_a_line_that_is_drawn_over(drawn: bytes, shown: list[tuple[str, int | None]]) -> None:
+    """The last state of it is told, and how many are not."""
+    assert split(drawn, part_bytes=99) == [Line("stdout", message, overwritten=count) for message, count in shown]
+
+
+def test_a_state_that_is_too_long_to_be_held_is_a_line() -> None:
+    """It is told in parts as it comes; so is what it would have been drawn over."""
+    assert split(b"1\r2\r" + b"x" * 10 + b"\r\r3\r4\r\n") == [
+        Line("stdout", "2", overwritten=1),
+        Line("stdout", "x" * 8, part=1),
+        Line("stdout", "xx", part=2),
+        Line("stdout", "4", overwritten=1),
+    ]
+
+
+def test_a_bar_and_telemetry_on_one_stream() -> None:
+    """Telemetry is never drawn over, and draws over nothing: what stood there before is told first."""
+    event = b'{"event":"engine.a"}'
+    output = b"1%\r2%\r  \r" + event + b"\n\r3%\r4%\r" + event + b"\r5%\r\n"
+    assert split(output, part_bytes=99) == [
+        Line("stdout", "2%", overwritten=1),
+        Telemetry("stdout", "engine.a", {}),
+        Line("stdout", "4%", overwritten=1),
+        Telemetry("stdout", "engine.a", {}),
+        Line("stdout", "5%"),
+    ]
+
+
+def test_a_bar_without_an_end_is_seen_and_takes_no_room() -> None:
+    """An hour of it, ten times a second: a line for each 200 states, and at no time more than one is held."""
+    splitter = LineSplitter("stderr")
+    facts = []
+    for state in range(36_000):
+        facts += splitter.feed(b"\r%6d of 36000" % state)
+        assert len(splitter._held) + len(splitter._kept or b"") < 40
+    facts += splitter.close()
+    assert [fact.message for fact in facts if isinstance(fact, Line)][:2] == ["   200 of 36000", "   401 of 36000"]
+    assert sum(1 + (fact.overwritten or 0) for fact in facts if isinstance(fact, Line)) == 36_000
+    assert len(facts) == 180
 
 
 def test_an_engine_s_event() -> None:

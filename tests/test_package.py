@@ -349,7 +349,9 @@ def manifest(room: Path, ade: str) -> Manifest:
 
 def test_without_settings_of_its_own_a_package_is_for_the_ade_engine(tmp_path: Path) -> None:
     write(tmp_path, {"pyproject.toml": b'[project]\nname = "x"\nversion = "1.2"\n[tool.ruff]\nx = 1\n'})
-    assert Manifest.read(tmp_path) == Manifest("x", "1.2", None, DEFAULT_COMMAND, DEFAULT_VALIDATE, None, (), None)
+    assert Manifest.read(tmp_path) == Manifest(
+        "x", "1.2", None, DEFAULT_COMMAND, DEFAULT_VALIDATE, None, (), None, None
+    )
     assert Manifest.read(tmp_path).needs_input
 
 
@@ -363,6 +365,7 @@ def test_all_settings(tmp_path: Path) -> None:
         imports = ["a.b", "c"]
         secrets = ["PROVIDER_API_KEY"]
         timeout_s = 7
+        max_attempts = 3
         """,
     )
     assert read == Manifest(
@@ -374,6 +377,7 @@ def test_all_settings(tmp_path: Path) -> None:
         ("a.b", "c"),
         ("PROVIDER_API_KEY",),
         7,
+        3,
     )
     assert read.needs_input
 
@@ -402,6 +406,7 @@ def test_a_package_with_its_own_command_has_no_validate_command_of_another_engin
         ('secrets = ["PYTHONSTARTUP"]', "tool.ade.secrets[0]: must be an upper-case"),
         ('timeout_s = "5"', "tool.ade.timeout_s: Input should be a valid integer"),
         ("timeout_s = true", "tool.ade.timeout_s: Input should be a valid integer"),
+        ("max_attempts = 0", "tool.ade.max_attempts: Input should be greater than or equal to 1"),
         ("timeout_s = 0", "tool.ade.timeout_s: Input should be greater than 0"),
         ("timeout_s = 99999999", "tool.ade.timeout_s: Input should be less than"),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from service.work import process as process_module
 from service.work.process import (
     PIPE_BYTES,
     Account,
@@ -497,6 +498,32 @@ anyio.run(main)
             await_death(process.pid)
             assert await process.stop(0) is None
 
+    async def test_of_the_supervisor_whose_engine_had_hidden(self, tmp_path: Path) -> None:
+        """What hides below it would live on under init; it is found by the mark in its environment."""
+        of = command(*python(TREE).argv, env={**ENVIRONMENT, "ADE_RUN_ID": f"run_{tmp_path.name}"})
+        async with running(of) as process:
+            pids = [int(line) for line in await read_lines(process, 4)]
+            os.kill(process._supervisor.pid, signal.SIGKILL)
+            assert (await process.wait()).error
+            assert sum(map(lives, pids)) >= 3
+        await_death(*pids)
+
+    @pytest.mark.parametrize("how", ["stop", "close"])
+    async def test_of_an_engine_whose_supervisor_stands_still(
+        self, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A supervisor under SIGSTOP obeys no order: it is not waited for, and all below it is killed; it too."""
+        monkeypatch.setattr(process_module, "SUPERVISOR_SECONDS", 0.3)
+        scrubbed = f"import os; os.execve({sys.executable!r}, [{sys.executable!r}, '-c', {TREE!r}], {{}})"
+        of = command(*python(scrubbed).argv, env={**ENVIRONMENT, "ADE_RUN_ID": f"run_{tmp_path.name}"})
+        async with running(of) as process:
+            pids = [int(line) for line in await read_lines(process, 4)]
+            os.kill(process._supervisor.pid, signal.SIGSTOP)
+            if how == "stop":
+                assert await process.stop(0) == Signaled("SIGKILL", survivors=0)
+                await_death(*pids)
+        await_death(*pids, process._supervisor.pid)
+
     async def test_a_supervisor_outlives_polite_signals(self) -> None:
         """Neither Ctrl-C nor a service manager that signals every process of the service orphans an engine."""
         async with running(shell("echo; sleep 1000")) as process:
@@ -562,6 +589,28 @@ class TestSurroundings:
         _, ended = await result(command("/bin/sh", "-c", code, limits=Limits(file_bytes=1000)))
         assert ended == Exit(None, "SIGXFSZ")
         assert file.stat().st_size == 1000
+
+    async def test_processes(self) -> None:
+        """More of them at a time than there may be: all are killed, and it is told why."""
+        code = "for i in 1 2 3 4 5 6; do sleep 100 & done; wait"
+        of = command("/bin/sh", "-c", code, limits=Limits(processes=6))
+        _, ended = await result(of)
+        assert ended == Exit(None, "SIGKILL", killed=6, exceeded="processes")
+        _, ended = await result(command("/bin/sh", "-c", "sleep .6 & wait", limits=Limits(processes=2)))
+        assert ended == Exit(0, None)
+
+    async def test_disk_bytes(self, tmp_path: Path) -> None:
+        """Of all files below the working folder together, however deep; what a link leads to does not count."""
+        (tmp_path / "large").write_bytes(bytes(2**21))
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "link").symlink_to(tmp_path / "large")
+        fill = "mkdir -p a/b; for i in 1 2 3 4 5 6 7 8; do head -c 200000 /dev/zero > a/b/$i; done; sleep {}"
+        for seconds, most, exceeded in (("100", 2**20, "disk"), (".6", 2**21, None)):
+            limits = Limits(disk_bytes=most)
+            of = command("/bin/sh", "-c", fill.format(seconds), cwd=tmp_path / "work", limits=limits)
+            _, ended = await result(of)
+            assert ended.exceeded == exceeded
+            assert ended.signal == ("SIGKILL" if exceeded else None)
 
     async def test_memory_bytes(self) -> None:
         of = command(*python("bytearray(2**30)").argv, limits=Limits(memory_bytes=2**28))

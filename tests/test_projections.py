@@ -26,6 +26,7 @@ from service.files import Files
 from service.handler import Handler
 from service.settings import Settings
 from service.work.lines import LineSplitter
+from service.work.masking import Mask
 from service.writer import Writer
 from tests.conftest import Store
 from tests.histories import (
@@ -84,7 +85,9 @@ ENGINE_EVENT = re.compile(r"engine(\.[a-z0-9_]{1,64}){1,8}")
 
 
 def text_of(raw: bytes) -> str:
-    return raw.removesuffix(b"\r").decode("utf-8", "replace").replace("\0", "\ufffd")
+    first, *states = raw.split(b"\r")
+    shown = next((state for state in reversed(states) if state.strip()), first)  # the last one that is not blank
+    return shown.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def expected(raw: bytes, served: Line) -> dict[str, Any] | None:
@@ -107,8 +110,8 @@ async def write(store: Store, stream: str, output: bytes, cut: int = 0, secrets:
     assert lease is not None
     here = Settings()
     handler = Handler(store.database, store.log, store.appender, Files.of(here), here, "3.11")
-    writer, splitter = Writer(store.appender, handler, lease, stream.partition("_")[0]), LineSplitter("stderr")
-    writer.mask(secrets)
+    writer = Writer(store.appender, handler, lease, stream.partition("_")[0])
+    splitter = LineSplitter("stderr", mask=Mask(secrets))
     for chunk in (output[:cut], output[cut:]):
         await writer.lines(splitter.feed(chunk))
     await writer.lines(splitter.close())
@@ -203,12 +206,12 @@ async def test_a_result_comes_back_as_it_was_written(store: Store, url: str, res
 
 
 async def test_a_secret_that_looks_like_json_breaks_no_line(store: Store, url: str) -> None:
-    """It is hidden in strings and keys; numbers and the names that the service gives stay what they are."""
+    """It is hidden in strings, keys and numbers; the names that the service gives stay what they are."""
     await tell(store, "run_1", *BEGIN["run"])
     output = b'{"event":"engine.a","message":"pin 12345678","n":12345678,"12345678":1}\nmessage 12345678 stderr\n'
     await write(store, "run_1", output, secrets=["12345678", "message", "stderr"])
     telemetry, told = (orjson.loads(one.line) for one in (await store.log.read(0))[2:])
-    assert (telemetry["n"], telemetry["***"], telemetry["stream"]) == (12345678, 1, "stderr")
+    assert (telemetry["n"], telemetry["***"], telemetry["stream"]) == ("***", 1, "stderr")
     assert (told["message"], told["stream"]) == ("*** *** ***", "stderr")
     await catch_up(store, 100)
     assert [row["message"] for row in table(url, "run_logs")] == ["*** *** ***"]

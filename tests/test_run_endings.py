@@ -209,14 +209,31 @@ def test_a_client_that_hangs_up_cancels_only_what_it_wanted_canceled(http: httpx
         with http.stream("POST", f"/configs/{config}/runs", json=body) as response:
             ids.append(orjson.loads(next(engine.whole_lines(response)))["run_id"])
     hung_up = time.monotonic()
-    ended = events_of(http, ids[0])
+    # Looked at, not followed: whoever follows it within the grace keeps it.
+    engine.eventually(lambda: engine.told(http.get(f"/runs/{ids[0]}"))["finished"], "the run is canceled")
     took = time.monotonic() - hung_up
+    ended = events_of(http, ids[0])
     assert types_of(ended)[-1] == "run.completed"
     assert ended[-1]["status"] == "canceled"
     assert 4 < took < 15
     assert engine.told(http.get(f"/runs/{ids[1]}"))["status"] == "running"
     cancel(http, ids[1])
     assert events_of(http, ids[1])[-1]["status"] == "canceled"
+
+
+def test_a_client_that_comes_back_in_time_keeps_its_run(http: httpx.Client, config: str) -> None:
+    """It follows the run again within the 5 s; after them the run still runs."""
+    body = {"stream": True, "options": {"engine_args": [FOREVER], "cancel_on_disconnect": True}}
+    with http.stream("POST", f"/configs/{config}/runs", json=body) as response:
+        run_id = orjson.loads(next(engine.whole_lines(response)))["run_id"]
+    hung_up = time.monotonic()
+    with engine.following(http, run_id) as again:
+        lines = engine.whole_lines(again)
+        engine.eventually(lambda: time.monotonic() - hung_up > 6, "the grace is over")  # what does not happen is waited
+        assert engine.told(http.get(f"/runs/{run_id}"))["cancel_requested_at"] is None
+        cancel(http, run_id)
+        *_, last = filter(None, lines)
+    assert orjson.loads(last)["status"] == "canceled"
 
 
 # Without its supervisor, a hint, or a lease

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from eventstore import Feed, Line
+from eventstore import Feed, Line, Page
 from eventstore.tail import LOG, Hints
-from service.hub import Hub, Viewer
+from service.api.streams import NDJSON_FRAME
+from service.hub import Hub, Ring, Viewer
 from tests.checker import History, Reading, first, readings
 from tests.conftest import Store
 from tests.histories import line, run_created, tell
@@ -118,3 +119,13 @@ async def test_a_slow_viewer_loses_nothing(store: Store, hub: Hub, monkeypatch: 
                 lines += await slow.page(PATIENCE_S, 7)
     assert await wrong(store, seen) == []
     assert await wrong(store, lines) == []
+
+
+def test_who_stands_within_a_page_is_given_the_rest_of_it() -> None:
+    """What the ring keeps ready is for those who stand at its beginning."""
+    lines = [b'{"id":%d,"object":"ade.run.event","type":"run.log","run_id":"run_1","seq":1}\n' % n for n in range(1, 7)]
+    ring = Ring(FEED, 0)
+    ring.extend(Page(3, 3, ndjson=b"".join(lines[:3])), 3)
+    ring.extend(Page(3, 6, ndjson=b"".join(lines[3:])), 6)
+    for after in (0, 1, 3, 2, 0, 5, 6):
+        assert ring.chunk(after, NDJSON_FRAME) == b"".join(lines[after:])

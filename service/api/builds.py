@@ -23,7 +23,7 @@ ANY: dict[str, Any] = dict.fromkeys(
 class EnsureBuildBody(pydantic.BaseModel):
     """The body of ``POST …/builds``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     stream: bool = False
     options: commands.BuildOptions = commands.BuildOptions()

@@ -16,7 +16,8 @@ from service.errors import AlreadyEnded, UnknownThing
 
 STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 HANG_UP_GRACE_S = 5.0
-"""From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel."""
+"""From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel. Who follows the run again by
+then, through the same API process, keeps it."""
 ANY: dict[str, Any] = dict.fromkeys(
     ("id", "workspace_id", "config_id", "build_id", "status", "created_after", "created_before", "q")
 )
@@ -25,7 +26,7 @@ ANY: dict[str, Any] = dict.fromkeys(
 class CreateRunBody(pydantic.BaseModel):
     """The body of ``POST …/runs``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     stream: bool = False
     options: commands.RunOptions = commands.RunOptions()
@@ -34,7 +35,7 @@ class CreateRunBody(pydantic.BaseModel):
 class CancelBody(pydantic.BaseModel):
     """The body of ``POST …/cancel``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     reason: str | None = pydantic.Field(None, max_length=1000)
 
@@ -56,6 +57,8 @@ def _cancel_later(found: Deployment, run_id: str) -> Any:
     async def cancel() -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(HANG_UP_GRACE_S)
+            if found.hub.watches(run_id):
+                return
             try:
                 await found.handler.cancel_run(run_id, commands.Cancel("client", "The client hung up"))
             except AlreadyEnded:

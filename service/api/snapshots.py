@@ -25,6 +25,7 @@ def run(row: Row) -> dict[str, Any]:
         "error_message": row["error_message"],
         "stop_reason": row["stop_reason"],
         "attempt": row["attempt"],
+        **_lease(row),
         "cancel_requested_at": rfc3339(row["cancel_requested_at"]),
         "options": row["options"],
         "inputs": row["inputs"],
@@ -55,6 +56,7 @@ def build(row: Row) -> dict[str, Any]:
         "error_message": row["error_message"],
         "stop_reason": row["stop_reason"],
         "attempt": row["attempt"],
+        **_lease(row),
         "cancel_requested_at": rfc3339(row["cancel_requested_at"]),
         "packages": row["packages"],
         "python": row["python"],
@@ -102,6 +104,15 @@ def artifact(row: Row) -> dict[str, Any]:
 
 def _file(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in ("name", "size", "sha256", "media_type")}
+
+
+def _lease(row: Row) -> dict[str, Any]:
+    """Who has it in hand now. Leases are no part of the history: as of an event nobody has."""
+    return {
+        "processing_by": row.get("processing_by"),
+        "lease_expires_at": rfc3339(row.get("lease_expires_at")),
+        "heartbeat_at": rfc3339(row.get("heartbeat_at")),
+    }
 
 
 def _life(row: Row) -> dict[str, Any]:

@@ -111,7 +111,7 @@ async def workers(request: Request) -> Response:
 class SafeModeBody(pydantic.BaseModel):
     """The body of ``POST /safe-mode``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     enabled: bool
     reason: str | None = pydantic.Field(None, max_length=1000)

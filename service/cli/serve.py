@@ -192,8 +192,8 @@ def api(quiet: bool = False) -> None:
 def calm_collector() -> None:
     """Lets Python look for cycles of garbage more rarely, and not at all among what was imported.
 
-    A full look over thousands of streams takes 200 ms, in which nobody is served: it came every few seconds. And a worker
-    that makes a hundred thousand lines a second spent a quarter of its time on it.
+    A full look over thousands of streams takes 200 ms, in which nobody is served: it came every few seconds. And a
+    worker that makes a hundred thousand lines a second spent a quarter of its time on it.
     """
     gc.collect()
     gc.freeze()

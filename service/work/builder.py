@@ -3,8 +3,8 @@
 `build` and `hydrate` tell facts through an awaited callback and know no log. What holds for `plan.folder`:
 
 - its venv is usable exactly when the marker is in it; the marker is written under another name and renamed last;
-- a build that fails or is cancelled leaves no process and no folder; one whose worker was killed leaves a venv without
-  a marker, which the next attempt deletes;
+- a build that fails, is canceled or takes too long leaves no process and no folder; one whose worker was killed leaves
+  a venv without a marker, and perhaps processes, which the next attempt ends and deletes;
 - beside the venv lie `pylock.toml` and the wheels made from local sources: the same venv can be made again.
 
 The venv is made in its place, because one that is moved loses its console scripts. Wheels are made as the service's
@@ -27,14 +27,15 @@ import anyio
 import orjson
 from anyio import to_thread
 
-from service.work import package
+from service.work import leftovers, package
 from service.work.archive import BadPackage
+from service.work.execution import Gap
 from service.work.fingerprint import LocalEngine
-from service.work.installer import LOCK, VENV, CommandFailed, Installer, run
+from service.work.installer import LOCK, VENV, BuildLimits, CommandFailed, Commands, Installer, Said, Stopped
 from service.work.inventory import InstalledPackage, installed_packages, interpreter_version, top_level_modules
 from service.work.lines import Line, Telemetry
 from service.work.manifest import Manifest
-from service.work.process import Account, Command
+from service.work.process import Account, Command, Signaled
 
 LOCK_POLL_S: Final = 0.05
 MARKER: Final = "ade_build.json"
@@ -105,7 +106,7 @@ class Output:
     line: Line | Telemetry
 
 
-Fact = StepStarted | StepCompleted | StepFailed | Output
+Fact = StepStarted | StepCompleted | StepFailed | Output | Signaled | Gap
 Emit = Callable[[Fact], Awaitable[None]]
 
 
@@ -120,7 +121,7 @@ class Built:
 class BuildFailed(Exception):
     """A build, or a hydration, that gave no usable venv; `message` is one sentence that carries the reason."""
 
-    StopReason = Literal["failed", "timeout"]
+    StopReason = Literal["failed", "timeout", "canceled"]
 
     def __init__(self, message: str, *, exit_code: int | None = None, stop_reason: StopReason = "failed") -> None:
         super().__init__(message)
@@ -139,42 +140,28 @@ def usable(folder: Path) -> bool:
     return (folder / VENV / MARKER).is_file() and venv_python(folder).exists()
 
 
-async def build(plan: BuildPlan, emit: Emit, *, timeout_s: float) -> Built:
-    """Make the venv of this build, or find it finished. Raises BuildFailed; to cancel, cancel the caller's scope."""
-    async with _alone(plan.folder, timeout_s):
+async def build(plan: BuildPlan, emit: Emit, limits: BuildLimits, canceled: anyio.Event) -> Built:
+    """Make the venv of this build, or find it finished. Raises BuildFailed, also when `canceled` is set."""
+    work = _Work(plan, emit, limits, canceled)
+    async with work.alone():
         if usable(plan.folder):  # the worker died between the marker and the end of the build's log
             return _read_marker(plan)
-        work = _Work(plan, emit)
         await to_thread.run_sync(_delete, plan.folder)
-        return await work.within(timeout_s, work.build, unfinished=plan.folder)
+        return await work.within(work.build, unfinished=plan.folder)
 
 
-async def hydrate(plan: BuildPlan, emit: Emit, *, timeout_s: float) -> Built:
-    """Make the missing venv of a finished build again, from its lock and wheels. Raises BuildFailed."""
-    async with _alone(plan.folder, timeout_s):
+async def hydrate(plan: BuildPlan, emit: Emit, limits: BuildLimits, canceled: anyio.Event) -> Built:
+    """Make the missing venv of a finished build again, from its lock and wheels. Raises BuildFailed, as `build`."""
+    work = _Work(plan, emit, limits, canceled)
+    async with work.alone():
         if usable(plan.folder):  # another run needed it too, and has made it
             return _read_marker(plan)
         if not await to_thread.run_sync((plan.folder / LOCK).is_file):
             raise BuildFailed(
                 f"The venv of {plan.build_id} is gone, and its lock too: build the config again, with force."
             )
-        work = _Work(plan, emit)
         await to_thread.run_sync(_delete, plan.folder / VENV)
-        return await work.within(timeout_s, work.hydrate, unfinished=plan.folder / VENV)
-
-
-@asynccontextmanager
-async def _alone(folder: Path, timeout_s: float) -> AsyncIterator[None]:
-    """Nobody else on this disk works in the folder meanwhile: neither a run that misses the same venv, nor a worker
-    that lost its lease and does not know it yet. A worker that dies lets go of it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
-        with anyio.move_on_after(timeout_s) as waiting:
-            while not _locked(lock):  # noqa: ASYNC110 - the kernel sends no event when a lock is free
-                await anyio.sleep(LOCK_POLL_S)
-        if waiting.cancelled_caught:
-            raise BuildFailed(f"Another worker kept {folder.name} for {timeout_s:g} s.", stop_reason="timeout")
-        yield
+        return await work.within(work.hydrate, unfinished=plan.folder / VENV)
 
 
 def _locked(lock: IO[bytes]) -> bool:
@@ -188,25 +175,46 @@ def _locked(lock: IO[bytes]) -> bool:
 class _Work:
     """One attempt at one plan, and the step that it is in."""
 
-    def __init__(self, plan: BuildPlan, emit: Emit) -> None:
+    def __init__(self, plan: BuildPlan, emit: Emit, limits: BuildLimits, canceled: anyio.Event) -> None:
         self._plan = plan
         self._emit = emit
         self._step: Step = "create_venv"
-        self._installer = Installer(plan.folder, plan.installer_env, plan.cache_dir, self._say)
+        self._mark = leftovers.mark_of_stream(plan.build_id)
+        self._commands = Commands(limits, canceled, self._say)
+        self._installer = Installer(
+            plan.folder, {**plan.installer_env, **self._mark}, plan.cache_dir, self._commands, self._say
+        )
         # Runs under another account cannot write bytecode, and would compile everything that they import every time.
         self._compile_bytecode = plan.account is not None
         self._requirements: list[str] = []
         self._config_wheel: Path
 
-    async def within(self, timeout_s: float, work: Callable[[], Awaitable[Built]], unfinished: Path) -> Built:
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Nobody else on this disk works in the folder meanwhile: neither a run that misses the same venv, nor a worker
+        that lost its lease and does not know it yet. A worker that dies lets go of it; what it left running is ended.
+        """
+        folder = self._plan.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
+            try:
+                while not _locked(lock):  # the kernel sends no event when a lock is free
+                    self._commands.check()
+                    await anyio.sleep(LOCK_POLL_S)
+                if killed := await to_thread.run_sync(leftovers.kill, self._mark):
+                    await self._emit(Signaled("SIGKILL", killed.survivors))
+                yield
+            except Stopped as stopped:
+                raise BuildFailed(stopped.message, stop_reason=stopped.why) from stopped
+
+    async def within(self, work: Callable[[], Awaitable[Built]], unfinished: Path) -> Built:
+        """Its result; where there is none, `unfinished` is deleted."""
         try:
-            with anyio.move_on_after(timeout_s):
-                return await work()
-            raise BuildFailed(f"It took longer than {timeout_s:g} s, and was in {self._step}.", stop_reason="timeout")
+            return await work()
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(_delete, unfinished)
-            if isinstance(error, BuildFailed):
+            if isinstance(error, BuildFailed | Stopped):
                 await self._emit(StepFailed(self._step, error.message))
             raise
 
@@ -225,6 +233,8 @@ class _Work:
 
     async def _take(self, step: Step, work: Callable[[], Awaitable[str | None]]) -> None:
         self._step = step
+        self._commands.begin(step)
+        self._commands.check()
         await self._emit(StepStarted(step))
         started = time.monotonic()
         try:
@@ -235,8 +245,8 @@ class _Work:
             raise BuildFailed(f"{_FAILURES[step]}: {error}") from error
         await self._emit(StepCompleted(step, round((time.monotonic() - started) * 1000), message))
 
-    async def _say(self, line: Line | Telemetry) -> None:
-        await self._emit(Output(self._step, line))
+    async def _say(self, said: Said) -> None:
+        await self._emit(said if isinstance(said, Signaled | Gap) else Output(self._step, said))
 
     async def _create_venv(self) -> None:
         await self._installer.create_venv(self._plan.python)
@@ -298,8 +308,9 @@ class _Work:
         if plan.account:
             os.chown(scratch, plan.account.uid, plan.account.gid)
         environment = {"PATH": plan.installer_env.get("PATH", os.defpath), "HOME": str(scratch), "LANG": "C.UTF-8"}
+        environment |= self._mark
         argv = (str(venv_python(plan.folder)), "-I", "-c", _IMPORT, *modules)
-        await run(Command(argv, scratch, environment, account=plan.account), self._say)
+        await self._commands.run(Command(argv, scratch, environment, account=plan.account))
         await to_thread.run_sync(_delete, scratch)
         return f"imported {', '.join(modules)}" if modules else "there is nothing to import"
 

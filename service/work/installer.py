@@ -1,4 +1,4 @@
-"""uv, pointed at the venv of one build: the commands that make it, and why one of them failed, in a sentence.
+"""uv, pointed at the venv of one build: the commands that make it, within limits, and why one of them failed.
 
 uv obeys the machine's own settings (`~/.config/uv/uv.toml`, `/etc/uv/uv.toml`) and the variables that
 `installer_environment` lets through, and nothing else. Engines get none of these: index addresses hold passwords.
@@ -6,24 +6,31 @@ uv obeys the machine's own settings (`~/.config/uv/uv.toml`, `/etc/uv/uv.toml`) 
 
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+import anyio
 from anyio import to_thread
 from uv import find_uv_bin
 
-from service.work.lines import Line, LineSplitter, StreamName, Telemetry
-from service.work.process import Command, running
+from service.work import execution
+from service.work.execution import Execution, Gap, Task
+from service.work.lines import Line, Telemetry
+from service.work.masking import NOTHING, Mask
+from service.work.process import Command, Signaled
 
 VENV: Final = ".venv"
 LOCK: Final = "pylock.toml"
+ANSWER_S: Final = 30  # for an interpreter to say what it is
 REMEMBERED_LINES: Final = 500  # of a command's stderr, to find its reason in
 MAX_REASON_CHARS: Final = 2000
 
-Say = Callable[[Line | Telemetry], Awaitable[None]]
+Said = Line | Telemetry | Signaled | Gap
+Say = Callable[[Said], Awaitable[None]]
 
 _FORWARDED: Final = re.compile(
     r"UV_(DEFAULT_INDEX|INDEX\w*|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|INSECURE_HOST|KEYRING_PROVIDER|OFFLINE|EXCLUDE_NEWER)"
@@ -60,50 +67,123 @@ class CommandFailed(Exception):
         self.reason = reason
 
 
-async def run(command: Command, say: Say) -> None:
-    """Run a command to its end and say every line that it writes, as it comes. Raises CommandFailed."""
-    splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter("stdout"), "stderr": LineSplitter("stderr")}
-    stderr: deque[str] = deque(maxlen=REMEMBERED_LINES)
+class Stopped(Exception):
+    """The commands were ended before they were done; `message` says why, as a sentence."""
 
-    async def hand_on(facts: Sequence[Line | Telemetry]) -> None:
-        for fact in facts:
-            if isinstance(fact, Line) and fact.stream == "stderr":
-                stderr.append(fact.message)
-            await say(fact)
+    def __init__(self, why: Literal["timeout", "canceled"], message: str) -> None:
+        super().__init__(message)
+        self.why = why
+        self.message = message
 
-    async with running(command) as process:
-        while chunks := await process.read():
-            for stream, chunk in chunks:
-                await hand_on(splitters[stream].feed(chunk))
-        for splitter in splitters.values():
-            await hand_on(splitter.close())
-        ended = await process.wait()
-    if ended.error or ended.signal:
-        raise CommandFailed(ended.code, ended.error or f"it was ended by {ended.signal}")
-    if ended.code != 0:
-        raise CommandFailed(ended.code, _reason(list(stderr)))
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """How far a build may go: the whole, each step of it, its end after SIGTERM, and what it writes."""
+
+    timeout_s: float
+    step_timeout_s: float | None = None
+    grace_s: float = 10
+    line_max_bytes: int = 16 * 2**20
+    log_max_bytes: int = 2**30
+    mask: Mask = NOTHING
+
+
+class Commands:
+    """Runs the commands of one build, one after the other, within its limits. `canceled`: it is asked to stop."""
+
+    def __init__(self, limits: BuildLimits, canceled: anyio.Event, say: Say) -> None:
+        self.limits = limits
+        self._canceled = canceled
+        self._say = say
+        self._step: str | None = None
+        self._step_until = self._until = time.monotonic() + limits.timeout_s
+        self._bytes = 0
+
+    def begin(self, step: str) -> None:
+        """From here on it is in this step."""
+        self._step = step
+        most = self.limits.step_timeout_s
+        self._step_until = self._until if most is None else min(self._until, time.monotonic() + most)
+
+    def check(self) -> None:
+        """Raises Stopped where nothing more may be begun."""
+        if self._canceled.is_set():
+            raise Stopped("canceled", "It was canceled.")
+        if time.monotonic() >= self._step_until:
+            raise Stopped("timeout", self._too_long())
+
+    async def run(self, command: Command, say: Say | None = None) -> None:
+        """Runs one to its end and says every line as it comes. Raises CommandFailed, or Stopped.
+
+        What is said to ``say`` is data for us, and not masked yet.
+        """
+        self.check()
+        stderr: deque[str] = deque(maxlen=REMEMBERED_LINES)
+
+        async def hand_on(fact: execution.Fact) -> None:
+            if isinstance(fact, Signaled | Gap):
+                await self._say(fact)
+                return
+            for item in fact:
+                if isinstance(item, Line) and item.stream == "stderr":
+                    stderr.append(item.message)
+                await (say or self._say)(item)
+
+        limits = self.limits
+        task = Task(
+            command,
+            timeout_s=self._step_until - time.monotonic(),
+            grace_s=limits.grace_s,
+            line_max_bytes=limits.line_max_bytes,
+            log_max_bytes=limits.log_max_bytes,
+            log_bytes=self._bytes,
+            mask=NOTHING if say else limits.mask,
+        )
+        ended = await Execution(task, hand_on, self._canceled).run()
+        self._bytes += ended.bytes
+        if ended.why == "canceled":
+            raise Stopped("canceled", "It was canceled.")
+        if ended.why == "timeout":
+            raise Stopped("timeout", self._too_long())
+        exit_ = ended.exit
+        if exit_.error or exit_.signal:
+            raise CommandFailed(exit_.code, exit_.error or f"it was ended by {exit_.signal}")
+        if exit_.code != 0:
+            raise CommandFailed(exit_.code, limits.mask.text(_reason(list(stderr))))
+
+    def _too_long(self) -> str:
+        if self._step is None:
+            return f"Another worker kept its folder for {self.limits.timeout_s:g} s."
+        if self._step_until < self._until:
+            return f"The step {self._step} took longer than {self.limits.step_timeout_s:g} s."
+        return f"It took longer than {self.limits.timeout_s:g} s, and was in {self._step}."
 
 
 async def python_version(python: Path) -> str:
     """The full version of an interpreter, such as 3.11.7. Raises CommandFailed where there is none."""
     said: list[str] = []
 
-    async def keep(fact: Line | Telemetry) -> None:
+    async def keep(fact: Said) -> None:
         if isinstance(fact, Line) and fact.stream == "stdout":
             said.append(fact.message)
 
     script = "import platform; print(platform.python_version())"
-    await run(Command((str(python), "-I", "-S", "-c", script), cwd=Path("/"), env={"PATH": os.defpath}), keep)
+    asking = Command((str(python), "-I", "-S", "-c", script), cwd=Path("/"), env={"PATH": os.defpath})
+    try:
+        await Commands(BuildLimits(timeout_s=ANSWER_S), anyio.Event(), keep).run(asking)
+    except Stopped as stopped:
+        raise CommandFailed(None, f"it did not answer within {ANSWER_S} s") from stopped
     return said[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Installer:
-    """uv in one build folder. Every command says its lines and raises CommandFailed."""
+    """uv in one build folder. Every command says its lines and raises CommandFailed, or Stopped."""
 
     folder: Path
     environment: Mapping[str, str]
     cache_dir: Path
+    commands: Commands
     say: Say
 
     async def create_venv(self, python: Path) -> None:
@@ -130,9 +210,11 @@ class Installer:
         """Write what is installed to `pylock.toml`: exact versions, hashes, and our own wheels by relative path."""
         installed: list[str] = []
 
-        async def keep(fact: Line | Telemetry) -> None:
-            if isinstance(fact, Line) and fact.stream == "stdout":
-                installed.append(fact.message.replace(self.folder.as_uri(), "."))
+        async def keep(fact: Said) -> None:
+            if isinstance(fact, Line):
+                if fact.stream == "stdout":
+                    installed.append(fact.message.replace(self.folder.as_uri(), "."))
+                fact = fact._replace(message=self.commands.limits.mask.text(fact.message))
             await self.say(fact)
 
         await self._uv("pip", "freeze", "--python", VENV, say=keep)
@@ -156,7 +238,7 @@ class Installer:
         if self.cache_dir.stat().st_dev != self.folder.stat().st_dev:
             environment["UV_LINK_MODE"] = "copy"  # no links between file systems; uv would try, and warn
         try:
-            await run(Command((find_uv_bin(), *arguments), self.folder, environment), say or self.say)
+            await self.commands.run(Command((find_uv_bin(), *arguments), self.folder, environment), say)
         except CommandFailed as failure:
             failure.reason = failure.reason.replace(f"{self.folder}/", "")
             raise

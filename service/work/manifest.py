@@ -15,6 +15,7 @@ from service.work.package import MANIFEST
 
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 MAX_TIMEOUT_S: Final = 7 * 24 * 3600
+MAX_ATTEMPTS: Final = 10
 
 # The ADE engine's command lines: they hold for a package that names no command of its own.
 _ENGINE: Final = ("{python}", "-m", "ade_engine")
@@ -35,7 +36,7 @@ class Manifest:
 
     `engine` is a requirement; "" when the package is its own engine; None when ADE_ENGINE_SPEC holds.
     `validate` is empty when there is no such command. `imports` is None for the distribution's own top-level modules.
-    `timeout_s` is None when ADE_RUN_TIMEOUT_SECONDS holds.
+    `timeout_s` is None when ADE_RUN_TIMEOUT_SECONDS holds, `max_attempts` when ADE_RUN_MAX_ATTEMPTS does.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Manifest:
     imports: tuple[str, ...] | None
     secrets: tuple[str, ...]
     timeout_s: int | None
+    max_attempts: int | None
 
     @classmethod
     def read(cls, package: Path) -> Self:
@@ -66,6 +68,7 @@ class Manifest:
             imports=None if ade.imports is None else tuple(ade.imports),
             secrets=tuple(ade.secrets),
             timeout_s=ade.timeout_s,
+            max_attempts=ade.max_attempts,
         )
 
     @property
@@ -151,6 +154,7 @@ class _Ade(BaseModel):
     imports: list[Annotated[str, AfterValidator(_check_module)]] | None = None
     secrets: list[Annotated[str, AfterValidator(_check_secret)]] = []
     timeout_s: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
+    max_attempts: int | None = Field(default=None, ge=1, le=MAX_ATTEMPTS)
 
 
 class _Tool(BaseModel):

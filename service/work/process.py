@@ -30,7 +30,7 @@ from typing import Final
 
 import anyio
 
-from service.work import supervisor
+from service.work import leftovers, supervisor
 from service.work.lines import StreamName
 
 PIPE_BYTES: Final = 256 * 1024
@@ -48,11 +48,17 @@ _NEXT: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of each process of an engine: beyond them come SIGXCPU, no more memory, and SIGXFSZ."""
+    """Of each process of an engine: beyond them come SIGXCPU, no more memory, and SIGXFSZ.
+
+    Of all of them together: `processes`, and `disk_bytes` in the working folder. Beyond them the engine is killed, and
+    `Exit.exceeded` tells which it was.
+    """
 
     cpu_seconds: int | None = None
     memory_bytes: int | None = None
     file_bytes: int | None = None
+    processes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,8 @@ class Exit:
     """How a process ended: by exit `code` or `signal`; or by `error`, why it could not be started or watched.
 
     Of an engine also: `killed`, how many processes it had left behind; `survivors`, how many of them SIGKILL did not
-    end in time; `cut`, the streams that a process from outside held open, so that they had no end of their own.
+    end in time; `cut`, the streams that a process from outside held open, so that they had no end of their own;
+    `exceeded`, the limit (`processes`, `disk`) for which it was killed.
     """
 
     code: int | None
@@ -97,6 +104,7 @@ class Exit:
     error: str | None = None
     survivors: int = 0
     cut: tuple[StreamName, ...] = ()
+    exceeded: str | None = None
 
 
 @asynccontextmanager
@@ -126,6 +134,8 @@ class Process:
         self._command = command
         self._streams: dict[int, StreamName] = {}  # read ends that have not come to their end
         self._cut: list[StreamName] = []
+        self._exceeded: str | None = None
+        self._orphaned = False  # the supervisor was killed, and what the engine had started lives on
         self._fact = b""  # the beginning of one
         self._has_started = anyio.Event()
         self._asked: deque[Future[Signaled | None]] = deque()  # who waits for a fact "signaled", in order
@@ -211,7 +221,7 @@ class Process:
 
     async def wait(self) -> Exit:
         """How it ended, once nothing of it lives. Read to the end first: a full pipe may keep it from ending."""
-        return replace(await shield(self._exit), cut=tuple(self._cut))
+        return replace(await shield(self._exit), cut=tuple(self._cut), exceeded=self._exceeded)
 
     async def started(self) -> None:
         await self._has_started.wait()
@@ -221,9 +231,9 @@ class Process:
         self._control.shutdown(socket.SHUT_WR)
         with anyio.move_on_after(SUPERVISOR_SECONDS) as waiting:
             await self._supervisor.wait()
-        if waiting.cancelled_caught:
-            self._supervisor.kill()
-            await self._supervisor.wait()
+        if waiting.cancelled_caught or self._orphaned:
+            await self._kill_without_supervisor()
+        await self._supervisor.wait()
         await self.wait()
         # Not left to the end of file: a reader that outlives its descriptor is deaf for the next one of that number.
         get_running_loop().remove_reader(self._control)
@@ -235,7 +245,16 @@ class Process:
         self._asked.append(answer)
         with suppress(BrokenPipeError):  # the supervisor has ended; `_hear` answers when it finds that
             self._control.send(f"{order}\n".encode())
-        return await answer
+        with anyio.move_on_after(SUPERVISOR_SECONDS):
+            return await shield(answer)
+        return Signaled("SIGKILL", await self._kill_without_supervisor())
+
+    async def _kill_without_supervisor(self) -> int:
+        """The supervisor cannot do it: all that belongs to the engine is found by its environment. The survivors."""
+        mark = leftovers.mark_of(self._command.env)
+        killed = await anyio.to_thread.run_sync(leftovers.kill, mark) if mark else None
+        self._supervisor.kill()
+        return killed.survivors if killed else 0
 
     def _hear(self) -> None:
         """Take the facts that the supervisor tells, and its end."""
@@ -248,6 +267,7 @@ class Process:
             self._learn(line.decode().split())
         if not facts:
             get_running_loop().remove_reader(self._control)
+            self._orphaned = not self._exit.done()
             self._conclude(Exit(None, None, error="The engine's supervisor was killed, and the engine with it"))
 
     def _learn(self, fact: Sequence[str]) -> None:
@@ -257,6 +277,8 @@ class Process:
                 self._has_started.set()
             case ["failed", step, number]:
                 self._conclude(Exit(None, None, error=_failure(self._command, step, int(number))))
+            case ["exceeded", limit]:
+                self._exceeded = limit
             case ["signaled", number, survivors]:
                 self._answer(Signaled(_signal_name(int(number)), int(survivors)))
             case ["exited", status, killed, survivors]:
@@ -356,13 +378,18 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _supervise(command: Command, control: int, stdout: int, stderr: int) -> Child:
-    """Start the supervisor with that command. It inherits the three descriptors, and nothing of our environment."""
+    """Start the supervisor with that command. It inherits the three descriptors, and nothing of our environment.
+
+    It carries the mark of its engine, so that it is found with it.
+    """
     account, limits = command.account, command.limits
     fields: list[object] = [
         command.cwd,
         limits.cpu_seconds,
         limits.memory_bytes,
         limits.file_bytes,
+        limits.processes,
+        limits.disk_bytes,
         account and account.uid,
         account and account.gid,
         len(command.argv),
@@ -382,7 +409,7 @@ def _supervise(command: Command, control: int, stdout: int, stderr: int) -> Chil
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env={},
+                env=leftovers.mark_of(command.env),
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
         )

@@ -1,8 +1,4 @@
-"""Runs: an engine in a scratch folder of its own, its output line by line, and what it leaves.
-
-Tells facts through an awaited callback and knows no log. Awaiting the callback is the back-pressure: while its lines
-are not taken, the engine waits at its pipe.
-"""
+"""What an engine works in and leaves: a scratch folder of its own, an environment, artifacts, a result."""
 
 import errno
 import hashlib
@@ -10,24 +6,22 @@ import mimetypes
 import os
 import shutil
 import stat
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import anyio
 import orjson
 
-from service.work.lines import Line, LineSplitter, Telemetry, clean
-from service.work.process import Account, Command, Exit, Process, Signaled, running
+from service.work.execution import Ended
+from service.work.leftovers import RUN_MARK
+from service.work.lines import clean
+from service.work.process import Account
 
 SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 RESULT: Final = "result.json"
 RESULT_MAX_BYTES: Final = 1 * 2**20
 ARTIFACTS_MAX: Final = 1_000
-
-Why = Literal["exited", "timeout", "canceled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,131 +68,9 @@ def environment(*, venv: Path, scratch: Scratch, run_id: str, secrets: Mapping[s
         "TZ": "UTC",
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
-        "ADE_RUN_ID": run_id,
+        RUN_MARK: run_id,
         **secrets,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to run and how far it may go. ``timeout_s`` counts from the start; ``log_max_bytes`` bounds what is kept."""
-
-    command: Command
-    timeout_s: float
-    grace_s: float
-    line_max_bytes: int
-    log_max_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Output that was not kept."""
-
-    lines: int
-    bytes: int
-    reason: str
-
-
-Fact = Sequence[Line | Telemetry] | Signaled | Gap
-Emit = Callable[[Fact], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a task ended and what it wrote; ``last_words``: its last line on stderr, ``closing``: its own last report."""
-
-    why: Why
-    exit: Exit
-    lines: int
-    bytes: int
-    duration_ms: int
-    last_words: str | None
-    closing: Telemetry | None
-
-
-class Execution:
-    """One engine, from its start to the end of its last process."""
-
-    def __init__(self, task: Task, emit: Emit) -> None:
-        self._task = task
-        self._emit = emit
-        self._why: Why = "exited"
-        self._stop = anyio.Event()
-        self._splitters = {
-            name: LineSplitter(name, line_max_bytes=task.line_max_bytes) for name in ("stdout", "stderr")
-        }
-        self._lines = self._bytes = 0
-        self._lost_lines = self._lost_bytes = 0
-        self._last_words: str | None = None
-        self._closing: Telemetry | None = None
-
-    def cancel(self) -> None:
-        """Stops the engine: SIGTERM, and SIGKILL after the grace."""
-        if not self._stop.is_set():
-            self._why = "canceled"
-            self._stop.set()
-
-    async def run(self) -> Ended:
-        """Runs the engine to its end; whatever way this is left, no process of it is."""
-        task, started = self._task, time.monotonic()
-        async with running(task.command) as process, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._stopper, process)
-            await self._read(process)
-            exit_ = await process.wait()
-            tasks.cancel_scope.cancel()
-        if self._lost_lines:
-            reason = f"more than {task.log_max_bytes} bytes of output"
-            await self._emit(Gap(self._lost_lines, self._lost_bytes, reason))
-        return Ended(
-            why=self._why,
-            exit=exit_,
-            lines=self._lines,
-            bytes=self._bytes,
-            duration_ms=int((time.monotonic() - started) * 1000),
-            last_words=self._last_words,
-            closing=self._closing,
-        )
-
-    async def _stopper(self, process: Process) -> None:
-        with anyio.move_on_after(self._task.timeout_s):
-            await self._stop.wait()
-        if not self._stop.is_set():
-            self._why = "timeout"
-            self._stop.set()
-        with anyio.CancelScope(shield=True):  # the reader ends when the engine does, and would cut this short
-            signaled = await process.stop(self._task.grace_s)
-            if signaled is not None:
-                await self._emit(signaled)
-
-    async def _read(self, process: Process) -> None:
-        while chunks := await process.read():
-            found: list[Line | Telemetry] = []
-            for stream, chunk in chunks:
-                self._bytes += len(chunk)
-                found += self._splitters[stream].feed(chunk)
-            await self._keep(found)
-        rest = [item for splitter in self._splitters.values() for item in splitter.close()]
-        await self._keep(rest)
-
-    async def _keep(self, found: Sequence[Line | Telemetry]) -> None:
-        if not found:
-            return
-        self._lines += len(found)
-        for item in found:
-            if isinstance(item, Telemetry):
-                if item.type == "engine.run.completed":
-                    self._closing = item
-            elif item.stream == "stderr" and item.message.strip():
-                self._last_words = item.message
-        if self._bytes > self._task.log_max_bytes:
-            self._lost_lines += len(found)
-            self._lost_bytes += sum(_size(item) for item in found)
-            return
-        await self._emit(found)
-
-
-def _size(item: Line | Telemetry) -> int:
-    return len(item.message.encode()) if isinstance(item, Line) else len(orjson.dumps(item.members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +83,21 @@ class Leftover:
     media_type: str
 
 
-def collect(output: Path, place: Callable[[], tuple[str, Path]]) -> list[tuple[str, Leftover]]:
+@dataclass
+class Collected:
+    """What an engine left: the files that are kept, with their artifacts' ids, and those that there is no room for."""
+
+    kept: list[tuple[str, Leftover]]
+    left_out: int = 0
+    left_out_bytes: int = 0
+
+
+def collect(output: Path, place: Callable[[], tuple[str, Path]], max_bytes: int) -> Collected:
     """Copies the regular files that an engine left; links are never followed. Blocks: call it in a thread.
 
-    ``place`` gives a new artifact's id and where to keep it.
+    ``place`` gives a new artifact's id and where to keep it. No more than `ARTIFACTS_MAX` files and ``max_bytes``.
     """
-    kept: list[tuple[str, Leftover]] = []
+    found, room = Collected([]), max_bytes
     for folder, folders, names, descriptor in os.fwalk(output, follow_symlinks=False):
         folders.sort()
         for name in sorted(names):
@@ -224,15 +105,19 @@ def collect(output: Path, place: Callable[[], tuple[str, Path]]) -> list[tuple[s
             if opened is None:
                 continue
             with os.fdopen(opened, "rb") as source:
-                if len(kept) == ARTIFACTS_MAX:
-                    return kept
+                length = os.fstat(opened).st_size
+                if len(found.kept) == ARTIFACTS_MAX or length > room:
+                    found.left_out += 1
+                    found.left_out_bytes += length
+                    continue
                 artifact_id, copy = place()
                 size, sha256 = _copy(source, copy)
+                room -= size
             path = os.fsencode(Path(folder, name).relative_to(output))
             relative = str(clean(path.decode("utf-8", "replace")))
             media_type = mimetypes.guess_type(relative)[0] or "application/octet-stream"
-            kept.append((artifact_id, Leftover(relative, size, sha256, media_type)))
-    return kept
+            found.kept.append((artifact_id, Leftover(relative, size, sha256, media_type)))
+    return found
 
 
 def result_of(output: Path, ended: Ended) -> Any:

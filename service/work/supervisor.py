@@ -7,11 +7,14 @@ starts descends from this process for ever, also after `setsid` or a double fork
 the proof that nothing of the engine lives.
 
 - The command: fields that end with NUL, so that all that an exec takes can be said: working folder; CPU seconds, bytes
-  of address space, bytes of a file, uid, gid (each may be empty: none); number of arguments; arguments; NAME=value …
-- Facts, a line each: `started PID`, or `failed STEP ERRNO`; `signaled SIGNAL SURVIVORS`; `exited STATUS KILLED
-  SURVIVORS`. STATUS is the exit code or minus the signal; KILLED is what the engine's main process left behind.
+  of address space, bytes of a file, processes, bytes in the working folder, uid, gid (each may be empty: none); number
+  of arguments; arguments; NAME=value …
+- Facts, a line each: `started PID`, or `failed STEP ERRNO`; `signaled SIGNAL SURVIVORS`; `exceeded LIMIT`; `exited
+  STATUS KILLED SURVIVORS`. STATUS is the exit code or minus the signal; KILLED is what the engine's main process left
+  behind.
 - Orders, a line each: `signal SIGNAL`, to the engine's process group; `kill`, everything.
-- At the end of file of CONTROL the worker is gone: everything is killed. So it is when the engine's main process ends.
+- At the end of file of CONTROL the worker is gone: everything is killed. So it is when the engine's main process ends,
+  and when there are more processes or bytes than the engine may have: no kernel limits those for an engine alone.
 
 Every run waits for this to start, so it imports what is cheap: json, ctypes and signal took 7 ms of 13.
 """
@@ -27,6 +30,11 @@ from _ctypes import call_function, dlopen, dlsym  # what ctypes wraps
 
 KILL_SECONDS = 5
 """How long a kill insists. What outlives it hangs in the kernel (a dead network disk), and is counted as a survivor."""
+LOOK_SECONDS = 0.25
+LOOK_SHARE = 50
+"""How often processes are counted and files are measured, and the most that it takes: a part of the time."""
+BLOCK_BYTES = 512
+"""What `st_blocks` counts in, whatever the file system's own blocks are."""
 CPU_GRACE_SECONDS = 1
 """From SIGXCPU, which names the reason, to the kernel's SIGKILL."""
 
@@ -48,7 +56,8 @@ def main() -> None:
         say(control, f"failed {error.step} {error.number}")
         return
     say(control, f"started {engine}")
-    Supervisor(control, engine).run()
+    folder, _, _, _, processes, disk, *_ = command.split(b"\0")
+    Supervisor(control, engine, Allowance(folder, processes, disk)).run()
 
 
 class StartError(Exception):
@@ -81,7 +90,7 @@ def start(command: bytes, stdout: int, stderr: int) -> int:
 
 def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor: int) -> None:
     """Turn into the engine, or report which step failed. Never returns."""
-    folder, cpu, memory, file, uid, gid, count, *rest = command.split(b"\0")[:-1]
+    folder, cpu, memory, file, _, _, uid, gid, count, *rest = command.split(b"\0")[:-1]
     arguments, variables = rest[: int(count)], rest[int(count) :]
     step, number = "process", errno.EINVAL  # what an error without a number amounts to: a value too large
     try:
@@ -128,12 +137,43 @@ def limit(kind: int, value: bytes, *, grace: int = 0) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
+class Allowance:
+    """What an engine may have as a whole, looked at now and then."""
+
+    def __init__(self, folder: bytes, processes: bytes, disk: bytes) -> None:
+        self.folder = folder
+        self.processes = int(processes) if processes else None
+        self.disk = int(disk) if disk else None
+        self.next_look = time.monotonic()
+
+    def wait(self) -> float | None:
+        """Milliseconds until the next look; None: there is nothing to look at."""
+        if self.processes is None and self.disk is None:
+            return None
+        return max(0.0, self.next_look - time.monotonic()) * 1000
+
+    def exceeded(self) -> str | None:
+        """The limit that is passed, if it is time to look."""
+        if self.wait() != 0:
+            return None
+        began = time.monotonic()
+        found = None
+        if self.processes is not None and len(descendants()) > self.processes:
+            found = "processes"
+        elif self.disk is not None and folder_bytes(self.folder) > self.disk:
+            found = "disk"
+        ended = time.monotonic()
+        self.next_look = ended + max(LOOK_SECONDS, (ended - began) * LOOK_SHARE)
+        return found
+
+
 class Supervisor:
     """What happens after the start, until nothing of the engine is left."""
 
-    def __init__(self, control: int, engine: int) -> None:
+    def __init__(self, control: int, engine: int, allowance: Allowance) -> None:
         self.control = control
         self.engine = engine
+        self.allowance = allowance
         self.status: int | None = None  # of the engine's main process, once it has ended
         self.killed: set[int] = set()
         self.order = b""  # the beginning of one
@@ -148,7 +188,10 @@ class Supervisor:
         events.register(self.control, select.POLLIN)
         worker_lives = True
         while worker_lives and self.status is None:
-            for descriptor, _ in events.poll():
+            if passed := self.allowance.exceeded():
+                say(self.control, f"exceeded {passed}")
+                break
+            for descriptor, _ in events.poll(self.allowance.wait()):
                 if descriptor == self.wake:
                     self.rest(0)
                     self.reap()
@@ -214,8 +257,23 @@ class Supervisor:
             os.read(self.wake, 4096)
 
 
-def descendants() -> dict[int, int]:
-    """The living processes below this one, each with its process group."""
+def folder_bytes(folder: bytes) -> int:
+    """What the files below a folder take on disk, as far as they can be seen; links are not followed."""
+    total, folders = 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError:
+            continue  # gone since the listing, or closed to us
+    return total
+
+
+def descendants(*of: int) -> dict[int, int]:
+    """The living processes below this one, or below these, each with its process group."""
     below: dict[int, list[tuple[int, int, bool]]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib costs 3 ms
         if name.isdigit():
@@ -229,7 +287,7 @@ def descendants() -> dict[int, int]:
             lives = state not in (b"Z", b"X") or threads > 1
             below.setdefault(parent, []).append((int(name), group, lives))
     living = {}
-    parents = [os.getpid()]
+    parents = list(of) or [os.getpid()]
     while parents:
         for process, group, lives in below.get(parents.pop(), ()):
             parents.append(process)

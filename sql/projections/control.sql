@@ -58,7 +58,7 @@ BEGIN
                     e.d ->> 'reason', e.d ->> 'fingerprint', e.d ->> 'engine', e.d ->> 'requested_by', 0,
                     e.id, e.recorded_at, e.recorded_at);
         WHEN 'build.started' THEN
-            UPDATE builds SET status = 'building', attempt = (e.d ->> 'attempt')::int, worker_id = e.d ->> 'worker_id',
+            UPDATE builds SET status = 'building', retry_at = NULL, attempt = (e.d ->> 'attempt')::int, worker_id = e.d ->> 'worker_id',
                    python = e.d ->> 'python', started_at = coalesce(started_at, e.recorded_at),
                    updated_at = e.recorded_at
             WHERE id = e.stream;
@@ -70,14 +70,16 @@ BEGIN
             WHERE id = e.stream;
         WHEN 'build.lost' THEN
             UPDATE builds SET worker_id = NULL, updated_at = e.recorded_at, step = NULL,
-                   status = CASE WHEN e.d ->> 'next' = 'retry' THEN 'queued' ELSE status END
+                   status = CASE WHEN e.d ->> 'next' = 'retry' THEN 'queued' ELSE status END,
+                   retry_at = CASE WHEN e.d ->> 'next' = 'retry'
+                              THEN e.recorded_at + (e.d ->> 'delay_ms')::bigint * interval '1 millisecond' END
             WHERE id = e.stream;
         WHEN 'build.completed' THEN
             UPDATE builds SET status = e.d ->> 'status', exit_code = (e.d ->> 'exit_code')::int,
                    error_message = e.d ->> 'error_message', stop_reason = e.d ->> 'stop_reason',
                    summary = e.d ->> 'summary', packages = e.d -> 'packages',
                    python = coalesce(e.d ->> 'python', python), duration_ms = (e.d ->> 'duration_ms')::bigint,
-                   worker_id = NULL, finished_at = e.recorded_at, updated_at = e.recorded_at
+                   worker_id = NULL, retry_at = NULL, finished_at = e.recorded_at, updated_at = e.recorded_at
             WHERE id = e.stream;
         ELSE
             UPDATE builds SET updated_at = e.recorded_at WHERE id = e.stream;
@@ -107,7 +109,7 @@ BEGIN
             UPDATE runs SET waiting_for = 'worker', updated_at = e.recorded_at
             WHERE build_id = e.stream AND waiting_for = 'build';
         WHEN 'run.started' THEN
-            UPDATE runs SET status = 'running', waiting_for = NULL, attempt = (e.d ->> 'attempt')::int,
+            UPDATE runs SET status = 'running', waiting_for = NULL, retry_at = NULL, attempt = (e.d ->> 'attempt')::int,
                    worker_id = e.d ->> 'worker_id', started_at = coalesce(started_at, e.recorded_at),
                    updated_at = e.recorded_at
             WHERE id = e.stream;
@@ -118,7 +120,9 @@ BEGIN
         WHEN 'run.lost' THEN
             UPDATE runs SET worker_id = NULL, updated_at = e.recorded_at,
                    status = CASE WHEN e.d ->> 'next' = 'retry' THEN 'queued' ELSE status END,
-                   waiting_for = CASE WHEN e.d ->> 'next' = 'retry' THEN 'worker' END
+                   waiting_for = CASE WHEN e.d ->> 'next' = 'retry' THEN 'worker' END,
+                   retry_at = CASE WHEN e.d ->> 'next' = 'retry'
+                              THEN e.recorded_at + (e.d ->> 'delay_ms')::bigint * interval '1 millisecond' END
             WHERE id = e.stream;
         WHEN 'run.artifact' THEN
             INSERT INTO artifacts VALUES (
@@ -130,7 +134,7 @@ BEGIN
                    error_message = e.d ->> 'error_message', stop_reason = e.d ->> 'stop_reason',
                    summary = e.d ->> 'summary', result = CASE WHEN json_typeof(e.d -> 'result') <> 'null' THEN e.d -> 'result' END,
                    duration_ms = (e.d ->> 'duration_ms')::bigint, lines = (e.d ->> 'lines')::bigint,
-                   bytes = (e.d ->> 'bytes')::bigint, waiting_for = NULL, worker_id = NULL,
+                   bytes = (e.d ->> 'bytes')::bigint, waiting_for = NULL, worker_id = NULL, retry_at = NULL,
                    finished_at = e.recorded_at, updated_at = e.recorded_at
             WHERE id = e.stream;
         ELSE

@@ -5,10 +5,13 @@ SELECT r.id, r.workspace_id, r.config_id, r.config_version, r.config_digest, r.b
        extract(epoch FROM r.cancel_requested_at)::float8 AS cancel_requested_at,
        extract(epoch FROM r.created_at)::float8 AS created_at, extract(epoch FROM r.started_at)::float8 AS started_at,
        extract(epoch FROM r.finished_at)::float8 AS finished_at, extract(epoch FROM r.updated_at)::float8 AS updated_at,
+       l.holder AS processing_by, extract(epoch FROM l.expires_at)::float8 AS lease_expires_at,
+       extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
        coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_event_id
 FROM runs r
 JOIN streams s ON s.stream = r.id
 LEFT JOIN streams b ON b.stream = r.build_id
+LEFT JOIN leases l ON l.stream = r.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR r.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
   AND (%(config_id)s::text IS NULL OR r.config_id = %(config_id)s)
@@ -28,9 +31,12 @@ SELECT b.id, b.workspace_id, b.config_id, b.config_version, b.status, b.reason, 
        extract(epoch FROM b.cancel_requested_at)::float8 AS cancel_requested_at,
        extract(epoch FROM b.created_at)::float8 AS created_at, extract(epoch FROM b.started_at)::float8 AS started_at,
        extract(epoch FROM b.finished_at)::float8 AS finished_at, extract(epoch FROM b.updated_at)::float8 AS updated_at,
+       l.holder AS processing_by, extract(epoch FROM l.expires_at)::float8 AS lease_expires_at,
+       extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
        s.last_id AS last_event_id
 FROM builds b
 JOIN streams s ON s.stream = b.id
+LEFT JOIN leases l ON l.stream = b.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR b.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
   AND (%(config_id)s::text IS NULL OR b.config_id = %(config_id)s)

@@ -1,19 +1,35 @@
--- dispatchable_runs: runs that a worker must end or, where it may, begin: nobody living holds them, their build is done.
-SELECT r.id, r.workspace_id FROM runs r
-LEFT JOIN builds b ON b.id = r.build_id
-LEFT JOIN leases l ON l.stream = r.id
-WHERE r.status IN ('queued', 'running')
-  AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
-  AND (b.id IS NULL OR b.status NOT IN ('queued', 'building'))
-  AND (%(begin)s::boolean OR r.status = 'running' OR b.status IN ('failed', 'canceled'))
-ORDER BY r.created_id LIMIT %(limit)s;
+-- dispatchable: what a worker may begin, or must end: workspaces in turn, after the one that was served last; the oldest
+-- first within each. A run whose build has failed only ends, and does so even where nothing may begin.
+WITH free AS (
+    SELECT b.id, b.workspace_id, b.created_id, NULL::text AS waiting_for, false AS only_ends
+    FROM builds b LEFT JOIN leases l ON l.stream = b.id
+    WHERE b.status = 'queued' AND (b.retry_at IS NULL OR b.retry_at <= clock_timestamp())
+      AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
+    UNION ALL
+    SELECT r.id, r.workspace_id, r.created_id, r.waiting_for, coalesce(b.status IN ('failed', 'canceled'), false)
+    FROM runs r LEFT JOIN builds b ON b.id = r.build_id LEFT JOIN leases l ON l.stream = r.id
+    WHERE r.status = 'queued' AND (r.retry_at IS NULL OR r.retry_at <= clock_timestamp())
+      AND (b.id IS NULL OR b.status NOT IN ('queued', 'building'))
+      AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
+), turns AS (
+    SELECT *, row_number() OVER (PARTITION BY workspace_id ORDER BY created_id) AS turn FROM free
+    WHERE %(begin)s::boolean OR only_ends
+)
+SELECT id, workspace_id, waiting_for, only_ends FROM turns
+ORDER BY turn, workspace_id <= %(last)s, workspace_id LIMIT %(limit)s;
 
--- dispatchable_builds: builds that a worker must end or, where it may, begin: nobody living holds them.
-SELECT b.id, b.workspace_id FROM builds b
-LEFT JOIN leases l ON l.stream = b.id
-WHERE b.status IN ('queued', 'building') AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
-  AND (%(begin)s::boolean OR b.status = 'building')
-ORDER BY b.created_id LIMIT %(limit)s;
+-- lost_work: what was begun, is not ended, and is in nobody's hands any more.
+SELECT r.id FROM runs r LEFT JOIN leases l ON l.stream = r.id
+WHERE r.status = 'running' AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
+UNION ALL
+SELECT b.id FROM builds b LEFT JOIN leases l ON l.stream = b.id
+WHERE b.status = 'building' AND (l.holder IS NULL OR l.expires_at < clock_timestamp());
+
+-- idle: which of these runs and builds of this deployment nobody executes, or is about to.
+SELECT s.stream FROM streams s
+LEFT JOIN runs r ON r.id = s.stream LEFT JOIN builds b ON b.id = s.stream LEFT JOIN leases l ON l.stream = s.stream
+WHERE s.stream = ANY(%(streams)s) AND coalesce(r.status, b.status) NOT IN ('running', 'building')
+  AND (l.holder IS NULL OR l.expires_at < clock_timestamp());
 
 -- cancel_requests: which of these streams somebody wants to stop.
 SELECT stream FROM events WHERE NOT bulk AND stream = ANY(%(streams)s)

@@ -1,0 +1,60 @@
+"""`ade doctor`: what it finds, and what it says is to be done."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def findings(data: Path, code: int, **settings: str) -> dict[str, tuple[str, str | None]]:
+    """What is said of each thing: what was found, what is to be done."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(data), "ADE_DATA_DIR": str(data), **settings}
+    command = [sys.executable, "-m", "service.cli", "doctor", "--json"]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = json.loads(ended.stdout)
+    assert ended.returncode == (1 if any(one["to_do"] for one in found) else 0), ended.stderr
+    assert ended.returncode == code
+    return {one["name"]: (one["found"], one["to_do"]) for one in found}
+
+
+def test_what_is_well_needs_nothing_to_be_done(url: str, tmp_path: Path) -> None:
+    """The schema is there, the disk has room, the Python runs. (Whether root has an account for engines, who knows.)"""
+    python = {"ADE_PYTHON_BIN": sys.executable, "ADE_DATABASE_URL": url}
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ADE_DATA_DIR": str(tmp_path), **python}
+    command = [sys.executable, "-m", "service.cli", "doctor"]
+    said = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    lines = {line.split()[1]: line for line in said.splitlines() if line[:2] in {"ok", "!!"}}
+    well = {name for name, line in lines.items() if line.startswith("ok")}
+    assert well >= {"python", "uv", "processes", "disk", "database", "schema"}, said
+    assert lines.keys() == well | {"account"}
+    assert ".".join(map(str, sys.version_info[:3])) in lines["python"]
+
+
+def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """No database, no disk, no Python: everything is looked at, whatever else is wrong."""
+    found = findings(
+        tmp_path,
+        1,
+        ADE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing",
+        ADE_PYTHON_BIN="/no/such/python",
+        ADE_DISK_FREE_MIN_MB=str(2**40),
+    )
+    assert "Connection refused" in found["database"][0]
+    assert found["database"][1] == "Start PostgreSQL, or correct ADE_DATABASE_URL."
+    assert "/no/such/python" in found["python"][0]
+    assert "ADE_PYTHON_BIN" in str(found["python"][1])
+    assert f"ADE_DISK_FREE_MIN_MB is {2**40}" in found["disk"][0]
+    assert found["uv"][1] is None
+
+
+def test_a_schema_that_is_not_there_is_to_be_migrated(fresh_url: str, tmp_path: Path) -> None:
+    """An empty database answers, and needs its schema."""
+    empty = re.sub(r"/test_\w+", "/postgres", fresh_url)
+    found = findings(tmp_path, 1, ADE_DATABASE_URL=empty, ADE_PYTHON_BIN=sys.executable)
+    assert found["database"] == ("ADE_DATABASE_URL answers", None)
+    assert "0001_log" in found["schema"][0]
+    assert found["schema"][1] == "Run `ade db migrate`."
