@@ -1,5 +1,6 @@
 """Appends while connections, backends and the server itself are killed: all that was acknowledged is there, once."""
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 from anyio.abc import SocketStream
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from eventstore import NEW, Append, Appended, Leases, NewEvent, Part, encode
+from eventstore import NEW, Append, Appended, Database, Leases, NewEvent, Part, encode
 from eventstore.errors import Conflict, Unavailable
 from tests import checker, faults
 from tests.checker import History
@@ -217,3 +218,28 @@ async def test_what_was_acknowledged_is_there_once(own_server: OwnServer, fault:
     }
     assert numbers == writers.acknowledged
     assert checker.first(checker.numbering(history), checker.endings(history)) == []
+
+
+async def test_who_asks_through_an_outage_is_answered_soon_after_it(own_server: OwnServer) -> None:
+    """However long it was: the pool's pauses between two tries to connect do not grow with it.
+
+    Seen to fail, 6 s late, with the pool's own ``reconnect_timeout``.
+    """
+    answered = anyio.Event()
+
+    async def ask(database: Database) -> None:
+        while not answered.is_set():
+            try:
+                await database.rows("head")
+            except Unavailable:
+                continue
+            answered.set()
+
+    async with Database(own_server.url) as database, anyio.create_task_group() as tasks:
+        assert await database.rows("head")
+        own_server.stop(signal.SIGKILL)
+        tasks.start_soon(ask, database)
+        await anyio.sleep(8)  # the outage itself
+        own_server.start()
+        with anyio.fail_after(4):
+            await answered.wait()
