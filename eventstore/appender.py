@@ -223,7 +223,7 @@ def _answer(append: Append, outcome: str, row: dict[str, object]) -> Appended | 
 
 
 def _columns(batch: Sequence[_Waiting]) -> tuple[object, ...]:
-    """The parameters of ``append_events_v1``, column by column."""
+    """The parameters of ``append_events_v2``, column by column."""
     parts = [(number, part) for number, waiting in enumerate(batch, 1) for part in waiting.append.parts]
     of_parts = [of_part for waiting in batch for of_part in waiting.kinds]
     kinds = [(number, kind) for number, of_part in enumerate(of_parts, 1) for kind in of_part]

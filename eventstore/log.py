@@ -39,7 +39,6 @@ class Stream:
     last_seq: int
     last_control_id: int
     ended_id: int | None
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ CREATE TABLE segments (
     first_id bigint NOT NULL,
     last_id  bigint NOT NULL,
     bytes    bigint NOT NULL,  -- of the payloads as they were appended: how much of it a reader takes at once
+    last_seq bigint NOT NULL,
+    token    bigint,           -- the lease under which bulk events were appended last, up to here,
+    position bigint,           -- and how many: recognises what is sent again
     PRIMARY KEY (stream, last_id) INCLUDE (first_id, bytes)
 );
 COMMENT ON TABLE segments IS 'Unbroken ranges of ids of one stream, one per append: they lead a reader to the events of a stream.';
@@ -44,15 +47,15 @@ CREATE TABLE streams (
     stream          text   PRIMARY KEY,
     workspace       text   NOT NULL,
     first_id        bigint NOT NULL,
-    last_id         bigint NOT NULL,
-    last_seq        bigint NOT NULL,
     last_control_id bigint NOT NULL,
-    ended_id        bigint,
-    bytes           bigint NOT NULL,
-    position        bigint NOT NULL  -- bulk events appended under the newest lease; not in leases, where it would be
-                                     -- locked by appends and renewals in different orders
-) WITH (fillfactor = 50); -- updated by every append: room on the page keeps the update off the index
-COMMENT ON TABLE streams IS 'Where each stream begins, stands and ends: bounds every read, answers every expectation.';
+    ended_id        bigint
+);
+COMMENT ON TABLE streams IS 'Where each stream begins and ends, and its newest control event, which expectations are about.';
+
+CREATE VIEW streams_with_last AS
+SELECT s.stream, s.workspace, s.first_id, newest.last_id, newest.last_seq, s.last_control_id, s.ended_id
+FROM streams s CROSS JOIN LATERAL (
+    SELECT g.last_id, g.last_seq FROM segments g WHERE g.stream = s.stream ORDER BY g.last_id DESC LIMIT 1) AS newest;
 
 CREATE TABLE leases (
     stream       text        PRIMARY KEY,

@@ -89,7 +89,7 @@ class History:
                 "SELECT id, stream, seq, type, bulk, data, workspace, extract(epoch FROM recorded_at)::float8 AS"
                 " recorded_at FROM events ORDER BY id"
             ).fetchall()
-            streams = connection.execute("SELECT * FROM streams").fetchall()
+            streams = connection.execute("SELECT * FROM streams_with_last").fetchall()
         log = Log(database)
         lines: list[bytes] = []
         while page := await log.read(events[len(lines) - 1]["id"] if lines else 0):
@@ -151,9 +151,8 @@ def endings(history: History) -> Iterator[str]:
             yield f"event {own[-1].id} follows the end of {stream}, {ended[0]}"
         row = history.streams.get(stream, {})
         control = [event.id for event in own if not event.bulk]
-        size = sum(len(event.data.encode()) for event in own)
-        stands = (own[0].id, own[-1].id, len(own), ended[0] if ended else None, size)
-        says = tuple(row.get(name) for name in ("first_id", "last_id", "last_seq", "ended_id", "bytes"))
+        stands = (own[0].id, own[-1].id, len(own), ended[0] if ended else None)
+        says = tuple(row.get(name) for name in ("first_id", "last_id", "last_seq", "ended_id"))
         if says != stands or row["last_control_id"] < max(control, default=0):
             yield f"`streams` says {row} of {stream}, whose events say {stands}"
     for stream in history.streams.keys() - history.by_stream.keys():

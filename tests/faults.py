@@ -25,7 +25,7 @@ SECONDS = float(os.environ.get("ADE_TEST_KILL_SECONDS", "10"))
 """How long a loop of faults goes on; longer where each of them has not befallen yet."""
 SEED = int(os.environ.get("ADE_TEST_KILL_SEED", "1"))
 """What the order of the faults follows from."""
-APPENDING = "query LIKE '%%append_events_v1%%' AND state = 'active' AND pid <> pg_backend_pid()"
+APPENDING = "query LIKE '%%append_events_v2%%' AND state = 'active' AND pid <> pg_backend_pid()"
 
 
 class OwnServer:

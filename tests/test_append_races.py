@@ -297,7 +297,7 @@ import sys, psycopg
 with psycopg.connect(sys.argv[1], autocommit=True) as connection:
     connection.pgconn.enter_pipeline_mode()
     connection.pgconn.send_query_params(
-        b"SELECT append_events_v1('{1}', '{job_1}', '{ws}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{2}', '{0}', '{f}',"
+        b"SELECT append_events_v2('{1}', '{job_1}', '{ws}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{2}', '{0}', '{f}',"
         b" '{NULL}', '{NULL}', '{1}', '{0}', '{1}', '{job.line}', '{t}', '{}')", None)
     connection.pgconn.send_flush_request()
     connection.pgconn.flush()

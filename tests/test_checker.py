@@ -38,7 +38,6 @@ def history(*own: tuple[str, str]) -> History:
             "last_seq": len(told_),
             "last_control_id": max(one.id for one in told_ if not one.bulk),
             "ended_id": ended[0] if ended else None,
-            "bytes": sum(len(one.data) for one in told_),
         }
     return found
 

@@ -109,7 +109,6 @@ async def test_the_row_of_a_stream_says_where_it_begins_stands_and_ends(store: S
         "last_seq": 5,
         "last_control_id": 5,
         "ended_id": None,
-        "bytes": 2 * len(b"{}") + 3 * len(LINE.data),
     }
     await store.appender.append(to("job_1", LINE, ENDED))
     row = await store.log.stream("job_1")

@@ -118,12 +118,19 @@ async def test_a_log_from_before_segments_is_read_as_it_was(bare: str) -> None:
         bare,
         "INSERT INTO events SELECT n, 'job_' || n / 3 % 2, n, 'ws', 'job.line', true, now(), '{}'"
         " FROM generate_series(1, 12) AS n",
-        "INSERT INTO streams SELECT stream, 'ws', min(id), max(id), 0, 0, NULL, 0, 0 FROM events GROUP BY stream",
+        "INSERT INTO streams SELECT stream, 'ws', min(id), max(id), 0, 0, NULL, 0, 3 FROM events GROUP BY stream",
+        "INSERT INTO leases VALUES ('job_1', 7, 'me', now(), now(), now())",
+        "CREATE FUNCTION append_events_v1(streams text[]) RETURNS void LANGUAGE sql AS ''",  # it knows no segments
     )
     run(bare, *(text for name, text in texts("migrations") if name >= "0004"), *dict(texts("functions")).values())
+    assert rows(bare, "SELECT 1 FROM pg_proc WHERE proname = 'append_events_v1'") == []
     assert rows(bare, "SELECT * FROM segments ORDER BY first_id") == [
-        ("job_0", 1, 2, 4), ("job_1", 3, 5, 6), ("job_0", 6, 8, 6), ("job_1", 9, 11, 6), ("job_0", 12, 12, 2),
-    ]  # fmt: skip
+        ("job_0", 1, 2, 4, 2, None, None),
+        ("job_1", 3, 5, 6, 5, None, None),
+        ("job_0", 6, 8, 6, 8, None, None),
+        ("job_1", 9, 11, 6, 11, 7, 3),
+        ("job_0", 12, 12, 2, 12, None, None),
+    ]
     async with Database(bare) as database:
         found = await Log(database).read_feed(Feed("job_0", None, 1, None), 1)
         assert [line.id for line in found] == [2, 6, 7, 8, 12]
@@ -134,10 +141,10 @@ async def test_a_log_from_before_segments_is_read_as_it_was(bare: str) -> None:
     [
         "ALTER TABLE runs ADD COLUMN mood text",
         "ALTER TABLE runs DROP COLUMN summary CASCADE",
-        "ALTER TABLE streams ALTER COLUMN bytes TYPE numeric",
-        "ALTER TABLE streams ALTER COLUMN bytes SET DEFAULT 0",
-        "ALTER TABLE streams ALTER COLUMN bytes DROP NOT NULL",
-        "ALTER TABLE streams RESET (fillfactor)",
+        "ALTER TABLE segments ALTER COLUMN bytes TYPE numeric",
+        "ALTER TABLE segments ALTER COLUMN bytes SET DEFAULT 0",
+        "ALTER TABLE segments ALTER COLUMN bytes DROP NOT NULL",
+        "ALTER TABLE leases RESET (fillfactor)",
         "ALTER TABLE log DROP CONSTRAINT log_one_row_check",
         "ALTER TABLE events DISABLE TRIGGER USER",
         "DROP INDEX control_events",

@@ -91,8 +91,7 @@ def contents(url: str) -> dict[str, list[dict[str, Any]]]:
     found = {name: table(url, name) for name in ("events", "checkpoints", *TABLES)}
     found["streams"] = rows(
         url,
-        """SELECT stream, workspace, first_id, last_id, last_seq, ended_id, bytes,
-                                    last_control_id FROM streams ORDER BY 1""",
+        "SELECT * FROM streams_with_last ORDER BY 1",
     )
     return found
 

@@ -4,7 +4,7 @@
 -- VOLATILE under READ COMMITTED, so that every statement in here sees what was committed before the lock was granted.
 -- Nothing may be pipelined behind this call: the lock is held until its transaction ends, whoever the client is.
 
-CREATE OR REPLACE FUNCTION append_events_v1(
+CREATE OR REPLACE FUNCTION append_events_v2(
     part_append    int[],     -- per part: the append it belongs to, 1.., ascending
     part_stream    text[],
     part_workspace text[],    -- NULL: the stream's own
@@ -43,7 +43,8 @@ DECLARE
     moved     boolean := false;             -- whether a control event was accepted
     -- The parts that are accepted, and what becomes of them.
     new_part int[] := '{}'; new_workspace text[] := '{}'; new_id bigint[] := '{}'; new_seq bigint[] := '{}';
-    in_workspace text[]; in_seq bigint[];
+    in_workspace text[]; in_seq bigint[]; in_token bigint[]; in_position bigint[];
+    done      bigint;                       -- bulk events that were appended under a part's token before
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);  -- 'ADE_LOG' and a version, as bytes
     SELECT coalesce(max(e.id), 0) INTO head FROM events e;
@@ -65,20 +66,27 @@ BEGIN
             END IF;
         END IF;
 
-        in_workspace := '{}'; in_seq := '{}';
+        in_workspace := '{}'; in_seq := '{}'; in_token := '{}'; in_position := '{}';
         IF outcome IS NULL THEN
             FOR p IN part .. next_part - 1 LOOP
-                SELECT * INTO known FROM streams s WHERE s.stream = part_stream[p];
+                SELECT s.*, newest.last_seq, newest.token, newest.position INTO known
+                FROM streams s CROSS JOIN LATERAL (
+                    SELECT * FROM segments g WHERE g.stream = s.stream ORDER BY g.last_id DESC LIMIT 1) AS newest
+                WHERE s.stream = part_stream[p];
                 in_workspace[p] := coalesce(known.workspace, part_workspace[p]);
                 in_seq[p] := coalesce(known.last_seq, 0);
+                in_token[p] := known.token; in_position[p] := known.position;
                 IF part_token[p] IS NOT NULL THEN
                     SELECT * INTO lease FROM leases l WHERE l.stream = part_stream[p];
                     IF lease.token IS DISTINCT FROM part_token[p] THEN
                         outcome := 'fenced';
-                    ELSIF part_position[p] < coalesce(known.position, 0) THEN
-                        outcome := 'duplicate';
-                    ELSIF part_position[p] > coalesce(known.position, 0) THEN
-                        outcome := 'conflict';  -- what should come before it has not landed
+                    ELSE
+                        done := CASE WHEN known.token = part_token[p] THEN known.position ELSE 0 END;
+                        IF part_position[p] < done THEN
+                            outcome := 'duplicate';
+                        ELSIF part_position[p] > done THEN
+                            outcome := 'conflict';  -- what should come before it has not landed
+                        END IF;
                     END IF;
                 END IF;
                 IF outcome IS NULL AND (known.ended_id IS NOT NULL OR in_workspace[p] IS NULL
@@ -103,16 +111,21 @@ BEGIN
                     new_part := new_part || p; new_workspace := new_workspace || in_workspace[p];
                     new_id := new_id || (head + 1); new_seq := new_seq || (in_seq[p] + 1);
                     moved := moved OR part_control[p] > 0;
-                    INSERT INTO streams AS s VALUES (
-                        part_stream[p], in_workspace[p], head + 1, last_id, in_seq[p] + part_events[p],
-                        CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END,
-                        CASE WHEN part_ends[p] THEN last_id END, part_bytes[p],
-                        coalesce(part_position[p] + part_events[p], 0))
-                    ON CONFLICT ON CONSTRAINT streams_pkey DO UPDATE SET
-                        last_id = excluded.last_id, last_seq = excluded.last_seq, ended_id = excluded.ended_id,
-                        last_control_id = greatest(s.last_control_id, excluded.last_control_id),
-                        bytes = s.bytes + excluded.bytes,
-                        position = CASE WHEN part_position[p] IS NULL THEN s.position ELSE excluded.position END;
+                    INSERT INTO segments (stream, first_id, last_id, bytes, last_seq, token, position) VALUES (
+                        part_stream[p], head + 1, last_id, part_bytes[p], in_seq[p] + part_events[p],
+                        CASE WHEN part_position[p] IS NULL THEN in_token[p] ELSE part_token[p] END,
+                        coalesce(part_position[p] + part_events[p], in_position[p]));
+                    IF in_seq[p] = 0 THEN
+                        INSERT INTO streams (stream, workspace, first_id, last_control_id, ended_id) VALUES (
+                            part_stream[p], in_workspace[p], head + 1,
+                            CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END,
+                            CASE WHEN part_ends[p] THEN last_id END);
+                    ELSIF part_control[p] > 0 OR part_ends[p] THEN
+                        UPDATE streams s SET
+                            last_control_id = greatest(s.last_control_id, CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END),
+                            ended_id = CASE WHEN part_ends[p] THEN last_id END
+                        WHERE s.stream = part_stream[p];
+                    END IF;
                 END IF;
                 head := last_id;
             END LOOP;
@@ -136,8 +149,6 @@ BEGIN
     IF at_event <> cardinality(event_data) THEN
         RAISE EXCEPTION 'there are % payloads for % events: a payload is one line', cardinality(event_data), at_event;
     END IF;
-    INSERT INTO segments
-    SELECT part_stream[part], id, id + part_events[part] - 1, part_bytes[part] FROM unnest(new_part, new_id) AS new (part, id);
     INSERT INTO events (id, stream, seq, workspace, type, bulk, recorded_at, data)
     SELECT new.id + n, part_stream[part], new.seq + n, new.workspace, kind.type, kind.bulk, moment,
            event_data[part_from[part] + n + 1]

@@ -45,7 +45,7 @@ BEGIN
                coalesce(s.last_seq, 0) + row_number() OVER earlier AS due,
                l.id - row_number() OVER earlier AS island,
                s.ended_id IS NOT NULL OR coalesce(bool_or(l.ends) OVER before, false) AS late
-        FROM line l LEFT JOIN streams s ON s.stream = l.stream
+        FROM line l LEFT JOIN streams_with_last s ON s.stream = l.stream
         WINDOW earlier AS (PARTITION BY l.stream ORDER BY l.id),
                before AS (earlier ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
     ), wrong AS MATERIALIZED (
@@ -57,18 +57,16 @@ BEGIN
         INSERT INTO events (id, stream, seq, workspace, type, bulk, recorded_at, data)
         SELECT g.id, g.stream, g.seq, g.workspace, g.type, g.bulk, g.recorded_at, g.data FROM good g ORDER BY g.id
     ), kept_segments AS (
-        INSERT INTO segments (stream, first_id, last_id, bytes)
-        SELECT g.stream, min(g.id), max(g.id), sum(octet_length(g.data))
+        INSERT INTO segments (stream, first_id, last_id, bytes, last_seq)
+        SELECT g.stream, min(g.id), max(g.id), sum(octet_length(g.data)), max(g.seq)
         FROM good g GROUP BY g.stream, g.island, g.id / 1000
     ), kept_streams AS (
-        INSERT INTO streams AS s (stream, workspace, first_id, last_id, last_seq, last_control_id, ended_id, bytes, position)
-        SELECT g.stream, min(g.workspace), min(g.id), max(g.id), max(g.seq),
-               coalesce(max(g.id) FILTER (WHERE NOT g.bulk), 0), max(g.id) FILTER (WHERE g.ends),
-               sum(octet_length(g.data)), 0
+        INSERT INTO streams AS s (stream, workspace, first_id, last_control_id, ended_id)
+        SELECT g.stream, min(g.workspace), min(g.id),
+               coalesce(max(g.id) FILTER (WHERE NOT g.bulk), 0), max(g.id) FILTER (WHERE g.ends)
         FROM good g GROUP BY g.stream
         ON CONFLICT ON CONSTRAINT streams_pkey DO UPDATE SET
-            last_id = excluded.last_id, last_seq = excluded.last_seq, ended_id = excluded.ended_id,
-            last_control_id = greatest(s.last_control_id, excluded.last_control_id), bytes = s.bytes + excluded.bytes
+            ended_id = excluded.ended_id, last_control_id = greatest(s.last_control_id, excluded.last_control_id)
     )
     SELECT w.what, w.id, 'expected ' || w.due INTO outcome, at_id, reason FROM wrong w;
 

@@ -7,8 +7,6 @@
 CREATE OR REPLACE FUNCTION redact_events_v1(of_stream text, ids bigint[], says text)
 RETURNS TABLE (outcome text, redacted_by bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    freed bigint;
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(4702111234474983747) THEN  -- which a rebuild holds alone
         outcome := 'rebuilding';
@@ -26,14 +24,12 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    SELECT a.first_id INTO redacted_by FROM append_events_v1(
+    SELECT a.first_id INTO redacted_by FROM append_events_v2(
         ARRAY[1], ARRAY['system_log'], ARRAY[''], ARRAY[NULL::bigint], ARRAY[NULL::bigint], ARRAY[NULL::bigint],
         ARRAY[1], ARRAY[octet_length(says)::bigint], ARRAY[1], ARRAY[false], ARRAY[NULL::text], ARRAY[''],
         ARRAY[1], ARRAY[0], ARRAY[1], ARRAY['event.redacted'], ARRAY[false], says) AS a;
-    SELECT sum(octet_length(e.data) - 79) INTO freed FROM events e WHERE e.id = ANY (ids);
     UPDATE events e SET data = '{"redacted":"' || encode(sha256(convert_to(e.data, 'UTF8')), 'hex') || '"}'
     WHERE e.id = ANY (ids);
-    UPDATE streams s SET bytes = s.bytes - freed WHERE s.stream = of_stream;
     DELETE FROM run_logs l WHERE l.id = ANY (ids);  -- as a rebuild leaves them: what is left has no message
     DELETE FROM build_logs l WHERE l.id = ANY (ids);
     outcome := 'redacted';

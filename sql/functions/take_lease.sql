@@ -15,7 +15,6 @@ BEGIN
     WHERE l.holder IS NULL OR l.expires_at < clock_timestamp()
     RETURNING l.token INTO taken;
     IF taken IS NOT NULL THEN
-        UPDATE streams s SET position = 0 WHERE s.stream = wanted AND s.position <> 0;
         token := taken;
         RETURN NEXT;
     END IF;

@@ -1,5 +1,5 @@
 -- append: what was accepted is in the log; one row per append says how it went.
-SELECT outcome, first_id, last_id, stream, last_control_id FROM append_events_v1(
+SELECT outcome, first_id, last_id, stream, last_control_id FROM append_events_v2(
     %b::int[], %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::int[], %b::bigint[], %b::int[],
     %b::boolean[], %b::text[], %b::text[], %b::int[], %b::int[], %b::int[], %b::text[], %b::boolean[], %b::text);
 
@@ -11,8 +11,8 @@ FROM log;
 SELECT coalesce(max(id), 0) AS head FROM events;
 
 -- stream: where one stream begins, stands and ends; no row for one that does not exist.
-SELECT stream, workspace, first_id, last_id, last_seq, last_control_id, ended_id, bytes
-FROM streams WHERE stream = %(stream)s;
+SELECT stream, workspace, first_id, last_id, last_seq, last_control_id, ended_id
+FROM streams_with_last WHERE stream = %(stream)s;
 
 -- control_events: the control events of some streams up to an id, in order: all that a fold needs.
 SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
@@ -64,7 +64,7 @@ SELECT count(id) AS lines, coalesce(max(id), %(after)s) AS last_id,
        coalesce(coalesce(max(id), %(after)s) >= max(ended_id), false) AS ended,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
 FROM (SELECT s.ended_id, greatest(s.last_id, b.last_id) AS newest
-      FROM streams s LEFT JOIN streams b ON b.stream = %(beside)s WHERE s.stream = %(stream)s) AS feed
+      FROM streams_with_last s LEFT JOIN streams_with_last b ON b.stream = %(beside)s WHERE s.stream = %(stream)s) AS feed
 LEFT JOIN (page JOIN moment USING (recorded_at)) ON true;
 
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
@@ -74,8 +74,8 @@ WITH page AS MATERIALIZED (
            e.*
     FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
              WITH ORDINALITY AS w (stream, beside, after, number)
-    JOIN streams s ON s.stream = w.stream
-    LEFT JOIN streams b ON b.stream = w.beside
+    JOIN streams_with_last s ON s.stream = w.stream
+    LEFT JOIN streams_with_last b ON b.stream = w.beside
     CROSS JOIN LATERAL page_ranges_v1(w.stream, w.beside, w.after, 9223372036854775807, %(limit)s, %(most_bytes)s) AS r
     CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
     WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after

@@ -9,8 +9,8 @@ SELECT r.id, r.workspace_id, r.config_id, r.config_version, r.config_digest, r.b
        extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
        coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_event_id
 FROM runs r
-JOIN streams s ON s.stream = r.id
-LEFT JOIN streams b ON b.stream = r.build_id
+JOIN streams_with_last s ON s.stream = r.id
+LEFT JOIN streams_with_last b ON b.stream = r.build_id
 LEFT JOIN leases l ON l.stream = r.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR r.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
@@ -35,7 +35,7 @@ SELECT b.id, b.workspace_id, b.config_id, b.config_version, b.status, b.reason, 
        extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
        s.last_id AS last_event_id
 FROM builds b
-JOIN streams s ON s.stream = b.id
+JOIN streams_with_last s ON s.stream = b.id
 LEFT JOIN leases l ON l.stream = b.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR b.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
@@ -81,12 +81,12 @@ SELECT id, extract(epoch FROM created_at)::float8 AS created_at FROM workspaces 
 -- feed_of_run: where a run's feed lies.
 SELECT s.stream, r.build_id AS beside, s.first_id, s.ended_id, s.workspace,
        coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_id
-FROM streams s JOIN runs r ON r.id = s.stream LEFT JOIN streams b ON b.stream = r.build_id
+FROM streams_with_last s JOIN runs r ON r.id = s.stream LEFT JOIN streams_with_last b ON b.stream = r.build_id
 WHERE s.stream = %(stream)s;
 
 -- feed_of_build: where a build's feed lies.
 SELECT s.stream, NULL::text AS beside, s.first_id, s.ended_id, s.workspace, s.last_id
-FROM streams s JOIN builds b ON b.id = s.stream WHERE s.stream = %(stream)s;
+FROM streams_with_last s JOIN builds b ON b.id = s.stream WHERE s.stream = %(stream)s;
 
 -- log_entries: the lines of one stream that carry a message, after a cursor.
 SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,

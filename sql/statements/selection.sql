@@ -8,7 +8,7 @@ WITH head AS MATERIALIZED (
            CASE WHEN w.stream IS NULL THEN head.id ELSE coalesce(s.last_id, 0) END AS newest  -- nothing comes after it
     FROM unnest(%(controls)s::boolean[], %(types)s::text[], %(workspaces)s::text[], %(streams)s::text[],
                 %(afters)s::bigint[]) WITH ORDINALITY AS w (control, types, workspace, stream, after, number)
-    LEFT JOIN streams s ON s.stream = w.stream
+    LEFT JOIN streams_with_last s ON s.stream = w.stream
     CROSS JOIN head
 ), examined AS MATERIALIZED (
     -- Ids are dense, so a number of rows is a range of ids. Control events are counted in their index: where fewer are

@@ -4,5 +4,5 @@
 CREATE FUNCTION naive_append_expecting(wanted text, expected bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);
-    RETURN (SELECT last_seq FROM streams WHERE stream = wanted) = expected;  -- and then it would land
+    RETURN (SELECT last_seq FROM streams_with_last WHERE stream = wanted) = expected;  -- and then it would land
 END $$;
