@@ -170,6 +170,14 @@ class Database:
                     yield notification.payload
 
 
+def without_password(url: str) -> tuple[str, dict[str, str]]:
+    """How another program connects: the URL without its password, which everybody can read in the list of processes,
+    and the environment that gives it the password."""
+    parameters = psycopg.conninfo.conninfo_to_dict(url)
+    password = parameters.pop("password", None)
+    return psycopg.conninfo.make_conninfo("", **parameters), {} if password is None else {"PGPASSWORD": str(password)}
+
+
 async def connect(url: str) -> Connection:
     """A connection outside the pool, in autocommit, for those who keep one to themselves."""
     with _world():

@@ -6,7 +6,7 @@ so that a stream, a file and an export are the same bytes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from eventstore.errors import InvalidEvent
 
 TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+\Z")
 STREAM = re.compile(r"[a-z]+_[A-Za-z0-9-]{1,64}\Z")
+WORKSPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 ENVELOPE = frozenset({"id", "object", "type", "seq", "created", "created_at"})
 """Names that a payload may not use; ``<kind>_id`` of its own stream is the seventh."""
 
@@ -231,8 +232,12 @@ class Page(Sequence[Line]):
     def __getitem__(self, place: slice) -> list[Line]: ...
     def __getitem__(self, place: int | slice) -> Line | list[Line]:
         if self._lines is None:
-            self._lines = [Line.read(line) for line in self.ndjson.split(b"\n")[:-1]]
+            self._lines = list(self.each())
         return self._lines[place]
+
+    def each(self) -> Iterator[Line]:
+        """Each line, made for the moment: iterating over the page itself keeps them, which is some times its bytes."""
+        return map(Line.read, self.ndjson.split(b"\n")[:-1])
 
 
 class Stretch(Page):

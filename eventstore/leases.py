@@ -40,5 +40,4 @@ class Leases:
 
     async def drop(self, lease: Lease) -> None:
         """Frees the stream for the next holder at once; of an ended stream nothing is kept."""
-        await self._database.rows("forget_lease", stream=lease.stream, token=lease.token)
         await self._database.rows("drop_lease", stream=lease.stream, token=lease.token)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from eventstore.database import Database
+from eventstore.errors import StoreBug
 from eventstore.event import Event, Page, Stretch
 
 PAGE = 1_000
@@ -114,7 +115,10 @@ class Log:
             limit=limit,
             most_bytes=PAGE_BYTES,
         )
-        return Page(**rows[0])
+        page = Page(**rows[0])
+        if page.more and not page and upto == FOREVER:  # else the rest may lie beyond
+            raise StoreBug(reason="no segment leads to the next events of a stream", stream=feed.stream, after=after)
+        return page
 
     async def read_feeds(self, cursors: Sequence[tuple[Feed, int]], *, limit: int = PAGE) -> Found:
         """The next page of many feeds, each after its own cursor, and the head, as of one moment."""

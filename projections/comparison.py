@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 
 from eventstore.database import Connection, call, connect, transaction
-from eventstore.errors import RebuildRunning
 from eventstore.log import FOREVER
+from projections.rebuild import rebuild_alone
 from projections.tables import Projection
 
 PAGE_IDS = 20_000
@@ -50,8 +50,7 @@ async def compare(url: str, projection: Projection, progress: Progress = lambda 
     """Compares one projection. ``progress`` is told ids done, and the last one. Raises RebuildRunning."""
     report = Compared(projection.name)
     async with await connect(url) as connection:
-        if not (await call(connection, "rebuild_lock"))[0]["granted"]:
-            raise RebuildRunning  # nor does anybody erase lines meanwhile
+        await rebuild_alone(connection)
         try:
             await call(connection, "rebuild_begin", tables=list(projection.tables))
             while await _page(connection, projection, report, progress):

@@ -5,7 +5,7 @@ does not know. ``tests/golden/`` holds an example of every event ever written.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -50,6 +50,10 @@ class Payload(pydantic.BaseModel):
         return NewEvent(self.wire, encode(members), bulk=self.bulk, ends=self.ends)
 
 
+Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$")]
+"""What is part of a path somewhere: a log that was imported may say anything."""
+
+
 def read(wire: str, data: Mapping[str, Any]) -> Payload | None:
     """The payload of a stored event; None for a type that this release does not know."""
     model = registry.get(wire)
@@ -62,20 +66,20 @@ def read(wire: str, data: Mapping[str, Any]) -> Payload | None:
 class ConfigRegistered(Payload, wire="config.registered"):
     """A version of a config package was taken in; ``digest`` is of its content."""
 
-    workspace_id: str
+    workspace_id: Name
     name: str
     version: int
-    digest: str
+    digest: Name
     requested_by: str
 
 
 class DocumentStored(Payload, wire="document.stored"):
     """An input file is kept; its bytes lie under ``sha256``."""
 
-    document_id: str
+    document_id: Name
     name: str
     size: int
-    sha256: str
+    sha256: Name
     media_type: str
 
 
@@ -85,20 +89,20 @@ class DocumentStored(Payload, wire="document.stored"):
 class Input(pydantic.BaseModel):
     """A document as a run was given it."""
 
-    document_id: str
+    document_id: Name
     name: str
     size: int
-    sha256: str
+    sha256: Name
 
 
 class RunCreated(Payload, wire="run.created"):
     """A run was asked for, and is bound to one build for good."""
 
-    workspace_id: str
-    config_id: str
+    workspace_id: Name
+    config_id: Name
     config_version: int
-    config_digest: str
-    build_id: str | None
+    config_digest: Name
+    build_id: Name | None
     status: Literal["queued"] = "queued"
     options: dict[str, Any]
     inputs: list[Input]
@@ -110,7 +114,7 @@ class RunWaiting(Payload, wire="run.waiting"):
     """What the queued run waits for now. `worker` is said only where it was something else before."""
 
     for_: Literal["build", "safe_mode", "disk", "worker"] = Field(alias="for")
-    build_id: str | None = None
+    build_id: Name | None = None
 
 
 class RunStarted(Payload, wire="run.started"):
@@ -118,7 +122,7 @@ class RunStarted(Payload, wire="run.started"):
 
     attempt: int
     worker_id: str
-    build_id: str | None
+    build_id: Name | None
     command: list[str]
 
 
@@ -196,10 +200,10 @@ class RunLogGap(LogGap, wire="run.log_gap"):
 class RunArtifact(Payload, wire="run.artifact"):
     """A file that the engine left in its output folder."""
 
-    artifact_id: str
+    artifact_id: Name
     name: str
     size: int
-    sha256: str
+    sha256: Name
     media_type: str
 
 
@@ -223,8 +227,8 @@ class RunCompleted(Payload, wire="run.completed", ends=True):
 class BuildCreated(Payload, wire="build.created"):
     """A venv is to be made for one version of a config."""
 
-    workspace_id: str
-    config_id: str
+    workspace_id: Name
+    config_id: Name
     config_version: int
     status: Literal["queued"] = "queued"
     reason: Literal["missing", "changed", "forced"]

@@ -13,7 +13,7 @@ import orjson
 import pydantic
 
 from eventstore.errors import CallerMistake
-from eventstore.event import ENVELOPE, TYPE
+from eventstore.event import ENVELOPE, TYPE, WORKSPACE
 from projections.events import read, registry
 
 KINDS = frozenset({"run", "build", "config", "workspace", "system"})
@@ -78,7 +78,8 @@ def _read(line: bytes) -> ExportedLine:
     payload = _payload(data, f"{kind}_id")
     bulk, ends = _told(type_, kind, data, payload)
     said = payload.get("workspace_id")
-    own = said if isinstance(said, str) else None  # an engine may call something of its own so
+    # An engine may call something of its own so; and what is no workspace would be a path.
+    own = said if isinstance(said, str) and WORKSPACE.match(said) else None
     return ExportedLine(
         id=int(found["id"]),
         stream=stream,

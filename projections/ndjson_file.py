@@ -14,7 +14,6 @@ from pathlib import Path
 import orjson
 
 from eventstore import Feed, Log, Page
-from eventstore.errors import StoreBug
 
 _BLOCK = 64 * 1024
 
@@ -87,9 +86,9 @@ class FeedFile:
         if not fresh:
             return
         data = b"".join([page.since(self.last_id).ndjson for page in fresh])
-        written = os.pwrite(self._file, data, self._size)
-        if written != len(data):
-            raise StoreBug(reason="a log file took only a part of its lines", stream=self.feed.stream)
+        written = 0
+        while written < len(data):  # a disk that fills takes a part, and then says what is wrong
+            written += os.pwrite(self._file, memoryview(data)[written:], self._size + written)
         self._size += written
         self.last_id = fresh[-1].last_id
 

@@ -4,6 +4,7 @@ One projector of a deployment works at a time; a lease elects it. It can be kill
 checkpoint commit together, and a file is resumed from its last whole line.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -18,10 +19,13 @@ from eventstore.tail import Hints
 from projections.log_files import LogFiles, PathOf
 from projections.tables import CAUGHT_UP
 
+logger = logging.getLogger("ade.projector")
+
 ELECTION = "projector_lease"
 STEP_IDS = 20_000
 """Ids that one step of a table covers: a transaction of some 100 ms."""
 HOUSEKEEPING_S = 600.0
+DISK_PAUSE_S = 5.0
 
 
 class Projector:
@@ -48,7 +52,7 @@ class Projector:
 
     async def _work(self, lease: Lease) -> None:
         files = LogFiles(self._database, self._log, self._path_of)
-        steps: list[Callable[[], Awaitable[bool]]] = [files.step]
+        steps: list[Callable[[], Awaitable[bool]]] = [partial(self._step_files, files)]
         steps += [partial(self._step_table, projection.name) for projection in CAUGHT_UP]
         try:
             async with anyio.create_task_group() as tasks:
@@ -83,6 +87,16 @@ class Projector:
             wait = self._hints.next()
             if not await step():
                 await wait()
+
+    async def _step_files(self, files: LogFiles) -> bool:
+        """One page of the log files. A disk that refuses stops them alone: tables and seals go on."""
+        try:
+            return await files.step()
+        except OSError as error:
+            logger.error("log files wait: %s", error)  # noqa: TRY400 - it says which file, and what is wrong
+            files.close()
+            await anyio.sleep(jitter(DISK_PAUSE_S / 2, DISK_PAUSE_S))
+            return True
 
     async def _step_table(self, name: str) -> bool:
         """Moves one table forward; whether there is more to do."""

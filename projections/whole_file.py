@@ -27,6 +27,7 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[Path]:
     making = path.with_name(f"{path.name}.making")
     try:
         making.unlink(missing_ok=True)  # of one that was broken off
+        making.touch(0o600)  # as private as the database that it is a copy of
         yield making
         _sync(making)
         making.replace(path)

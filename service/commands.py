@@ -34,7 +34,7 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 class RunOptions(BaseModel):
     """How a run is to be done."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     document_ids: list[Identity] = Field(
         [], max_length=1000, description="Input documents, in the order of `{inputs}`."
@@ -58,7 +58,7 @@ class RunOptions(BaseModel):
 class BuildOptions(BaseModel):
     """How a build is to be ensured."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     force: bool = Field(False, description="A new build, even where one could be reused.")
     wait: bool = Field(False, description="Answers with the build in progress instead of refusing.")
@@ -297,6 +297,13 @@ def wait_for_disk(run: Run) -> Sequence[NewEvent]:
     if run.phase is not Phase.QUEUED or run.waiting_for != "worker":
         return []
     return [events.RunWaiting(for_="disk").event()]
+
+
+def wait_for_safe_mode(run: Run, *, on: bool) -> Sequence[NewEvent]:
+    """A worker would begin the run, but for safe mode; or safe mode keeps it back no longer."""
+    if run.phase is not Phase.QUEUED or run.waiting_for != ("worker" if on else "safe_mode"):
+        return []
+    return [events.RunWaiting(for_="safe_mode" if on else "worker").event()]
 
 
 def run_completed(

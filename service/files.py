@@ -28,11 +28,11 @@ class Files:
 
     def config(self, digest: str) -> Path:
         """The unpacked package of one version of a config."""
-        return self.data / "configs" / digest
+        return _below(self.data / "configs", digest)
 
     def document(self, sha256: str) -> Path:
         """The bytes of a document."""
-        return self.data / "documents" / sha256[:2] / sha256
+        return _below(self.data / "documents", sha256[:2], sha256)
 
     def incoming(self) -> Path:
         """A folder for uploads that are not complete; on the same file system as what they become."""
@@ -40,7 +40,7 @@ class Files:
 
     def build(self, workspace: str, config: str, build: str) -> Path:
         """The folder of a build: its venv, lock and wheels."""
-        return self.venvs / workspace / config / build
+        return _below(self.venvs, workspace, config, build)
 
     def builds(self) -> Mapping[str, Path]:
         """The builds that have a folder on this machine, by their ids. Blocks."""
@@ -52,12 +52,12 @@ class Files:
 
     def run(self, workspace: str, run: str) -> Path:
         """The folder of a run: its log file and artifacts."""
-        return self.runs / workspace / run
+        return _below(self.runs, workspace, run)
 
     def logfile(self, workspace: str, stream: str) -> Path:
         """``events.ndjson`` of a run or of a build."""
         home = self.runs if stream.startswith("run_") else self.data / "builds"
-        return home / workspace / stream / "events.ndjson"
+        return _below(home, workspace, stream, "events.ndjson")
 
     def artifacts(self, workspace: str, run: str) -> Path:
         """The folder of a run's artifacts."""
@@ -65,7 +65,7 @@ class Files:
 
     def artifact(self, workspace: str, run: str, artifact: str) -> Path:
         """The bytes of an artifact."""
-        return self.artifacts(workspace, run) / artifact
+        return _below(self.artifacts(workspace, run), artifact)
 
     def scratches(self) -> Path:
         """Where the working folders of runs are."""
@@ -73,4 +73,12 @@ class Files:
 
     def scratch(self, run: str) -> Path:
         """The working folder of a run: gone when the run has ended."""
-        return self.scratches() / run
+        return _below(self.scratches(), run)
+
+
+def _below(folder: Path, *names: str) -> Path:
+    """What lies in a folder. The names come from the log, which may be a copy that somebody made up."""
+    for name in names:
+        if "/" in name or "\0" in name or name in {"", ".", ".."}:
+            raise ValueError(f"{name!r} is not the name of a file or folder")
+    return folder.joinpath(*names)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import anyio.to_thread
 import orjson
 
-from eventstore import NEW, Append, Appended, Appender, Database, Log, NewEvent, Part
+from eventstore import NEW, Append, Appended, Appender, Database, Event, Log, NewEvent, Part
 from eventstore.appender import PATIENCE_S
 from eventstore.clock import ulid, ulid_of
 from eventstore.errors import Conflict, KeyReused
@@ -71,13 +71,18 @@ class Handler:
 
     async def run(self, run_id: str, *, upto: int = FOREVER) -> runs.Run:
         """The run as of an event; UnknownThing where it did not exist."""
-        own = await self.log.control_events(run_id, upto=upto)
-        run = runs.fold(run_id, own)
+        return (await self.run_and_build(run_id, upto=upto))[0]
+
+    async def run_and_build(self, run_id: str, *, upto: int = FOREVER) -> tuple[runs.Run, builds.Build | None]:
+        """The run and the build that it is bound to, as of one event; UnknownThing where the run did not exist."""
+        rows = await self.database.rows("run_and_build", run=run_id, upto=upto)
+        found = [Event(**{**row, "data": orjson.loads(row["data"])}) for row in rows]
+        run = runs.fold(run_id, found)
         if run.phase is Phase.NONE:
             raise UnknownThing(f"There is no run {run_id}.")
-        if run.build_id is not None and run.phase is not Phase.ENDED:
-            return runs.fold(run_id, await self.log.control_events(run_id, run.build_id, upto=upto))
-        return run
+        if run.build_id is None:
+            return run, None
+        return run, builds.fold(run.build_id, [event for event in found if event.stream == run.build_id])
 
     async def build(self, build_id: str, *, upto: int = FOREVER) -> builds.Build:
         """The build as of an event; UnknownThing where it did not exist."""
@@ -258,21 +263,27 @@ class Handler:
         load: Callable[[str], Awaitable[State]],
         decision: Callable[[State], Sequence[NewEvent]],
         *,
+        known: State | None = None,
         token: int | None = None,
         patience_s: float = PATIENCE_S,
-    ) -> None:
-        """Appends what the decision says about the newest state of one stream, under a lease where one is named."""
+    ) -> int | None:
+        """Appends what the decision says about the newest state of one stream, under a lease where one is named.
+
+        Answers the id of the last event that it appended; None where there was nothing to say. ``known`` is a state
+        that the caller has at hand: where it is not the newest, the append finds out, and the newest is loaded.
+        """
         for _ in range(TRIES):
-            state = await load(stream)
+            state = known or await load(stream)
+            known = None
             made = decision(state)
             if not made:
-                return
+                return None
             part = Part(stream, tuple(made), expect=state.control_id, token=token)
             try:
-                await self.appender.append(Append((part,)), patience_s=patience_s)
+                appended = await self.appender.append(Append((part,)), patience_s=patience_s)
             except Conflict:
                 continue
-            return
+            return appended.last_id
         raise TooBusy("Others keep changing this; try again.")
 
     async def _create(

@@ -54,6 +54,11 @@ class Frame(Protocol):
 class Ring(Generic[S]):
     """The newest pages of one source: all lines with ``floor < id <= upto``, and whether they are the last ones."""
 
+    __slots__ = (
+        "_bytes", "_chunks", "_last_ids", "_lines", "_pages",
+        "ended", "floor", "moved", "new", "source", "upto", "viewers",
+    )  # fmt: skip
+
     def __init__(self, source: S, upto: int) -> None:
         self.source = source
         self.floor = self.upto = upto
@@ -64,6 +69,7 @@ class Ring(Generic[S]):
         self.moved = anyio.Event()
         self._pages: list[Page] = []
         self._last_ids: list[int] = []
+        self._lines = self._bytes = 0
         self._chunks: dict[tuple[int, Frame], bytes] = {}
 
     @property
@@ -77,11 +83,11 @@ class Ring(Generic[S]):
         self._last_ids.append(page.last_id)
         self._chunks.clear()
         self.upto, self.ended = upto, page.ended
-        lines, size = sum(map(len, self._pages)), sum(len(kept.ndjson) for kept in self._pages)
-        while len(self._pages) > 1 and (lines > RING_LINES or size > RING_BYTES):
+        self._lines, self._bytes = self._lines + len(page), self._bytes + len(page.ndjson)
+        while len(self._pages) > 1 and (self._lines > RING_LINES or self._bytes > RING_BYTES):
             gone = self._pages.pop(0)
             self.floor = self._last_ids.pop(0)
-            lines, size = lines - len(gone), size - len(gone.ndjson)
+            self._lines, self._bytes = self._lines - len(gone), self._bytes - len(gone.ndjson)
         self.wake()
 
     def wake(self) -> None:
@@ -93,6 +99,7 @@ class Ring(Generic[S]):
         """Keeps no line: viewers read the table, where something was redacted."""
         self._pages.clear()
         self._last_ids.clear()
+        self._lines = self._bytes = 0
         self._chunks.clear()
         self.floor = self.upto
 
@@ -124,6 +131,8 @@ class Ring(Generic[S]):
 
 class Viewer:
     """One reader of one source. ``after`` is the cursor that it has given, and all that its client must remember."""
+
+    __slots__ = ("_has", "_hub", "_in_ring", "_live", "_ring", "_source", "after", "ended")
 
     def __init__(self, hub: "Hub", ring: Ring[Any], source: Source, after: int) -> None:
         self.after = after

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -44,19 +45,20 @@ class RunJob(Job):
 
     def __init__(self, stream: str, write: Writer, shop: Shop) -> None:
         super().__init__(stream, write, shop)
+        self._run: Run | None = None  # as far as this job knows it: what is decided rests on it, while it is the newest
         self._left: list[NewEvent] = []  # what is told together with the end: of a lost attempt nothing is listed
 
     async def run(self) -> None:
         scratch = self._scratch()
         try:
-            run = await self._load()
-            completed = await self._attempt(run, scratch) if run.phase is Phase.QUEUED else None
+            self._run, build = await self._load()
+            completed = await self._attempt(self._run, build, scratch) if self._run.phase is Phase.QUEUED else None
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(scratch.remove)
         if completed is not None:
             ending = [*self._left, completed.event()]
-            await self._decide(lambda r: ending if r.phase is not Phase.ENDED else [])
+            await self._decide(lambda r: ending if r.phase is not Phase.ENDED else [], self._run)
 
     async def recover(self) -> None:
         await super().recover()
@@ -66,12 +68,10 @@ class RunJob(Job):
         told = [] if killed is None else [_signaled("SIGKILL", killed.survivors)]
         await self._decide(lambda r: [*told, *commands.lose_run(r, loss)] if r.phase is Phase.WORKING else [])
 
-    async def _attempt(self, run: Run, scratch: runner.Scratch) -> events.RunCompleted | None:
+    async def _attempt(self, run: Run, build: Build | None, scratch: runner.Scratch) -> events.RunCompleted | None:
         """One attempt at the run: how it ended; None where it was ended before it could begin."""
-        build_id = run.build_id
-        if build_id is None:
+        if build is None:
             return run_completed("failed", "failed", error_message="The run was bound to no build.")
-        build = await patiently(lambda: self._shop.handler.build(build_id))
         if build.status != "active":
             why = f"The build {build.id} {build.status}: {build.error_message or build.summary}"
             return run_completed("failed", "build_failed", error_message=why)
@@ -126,8 +126,12 @@ class RunJob(Job):
             attempt=run.attempt + 1, worker_id=self._shop.worker_id, build_id=run.build_id, command=list(argv)
         ).event()
         told = [] if killed is None else [_signaled("SIGKILL", killed.survivors)]
-        await self._decide(lambda r: [started, *told] if r.phase is Phase.QUEUED else [])
-        return (await self._load()).phase is Phase.WORKING
+        landed = await self._decide(lambda r: [started, *told] if r.phase is Phase.QUEUED else [], run)
+        if landed is None:  # perhaps it did, and the answer was lost
+            self._run, _ = await self._load()
+        else:
+            self._run = replace(run, phase=Phase.WORKING, control_id=landed)
+        return self._run.phase is Phase.WORKING
 
     async def _hydrate(self, build: Build, folder: Path, time: "_Time") -> events.RunCompleted | None:
         """Makes a missing venv again, as part of this run; how the run ends where that cannot be."""
@@ -246,11 +250,11 @@ class RunJob(Job):
     def _scratch(self) -> runner.Scratch:
         return runner.Scratch(self._shop.files.scratch(self._stream))
 
-    async def _load(self) -> Run:
-        return await patiently(lambda: self._shop.handler.run(self._stream))
+    async def _load(self) -> tuple[Run, Build | None]:
+        return await patiently(lambda: self._shop.handler.run_and_build(self._stream))
 
-    async def _decide(self, decision: Decision[Run]) -> None:
-        await self._write.decide(self._shop.handler.run, decision)
+    async def _decide(self, decision: Decision[Run], known: Run | None = None) -> int | None:
+        return await self._write.decide(self._shop.handler.run, decision, known)
 
 
 class _Time:

@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -63,7 +64,9 @@ class Worker:
         self._shop = Shop(self.id, handler, Files.of(settings), settings, EngineAccount.choose(settings))
         self._held: dict[str, _Held] = {}
         self._last_workspace = ""
+        self._said_safe_mode = True  # perhaps by a worker before this one
         self._draining = anyio.Event()
+        self._wake = anyio.Event()  # there may be work, or a slot for it
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled, or until it is drained."""
@@ -71,7 +74,7 @@ class Worker:
             logger.warning(self._shop.engines.notice)
         await patiently(self._clean_up)
         async with anyio.create_task_group() as tasks:
-            for service in (self._renew, self._watch_cancels, self._recover):
+            for service in (self._renew, self._watch_cancels, self._recover, self._pass_on_hints):
                 tasks.start_soon(service)
             async with anyio.create_task_group() as jobs:
                 task_status.started()
@@ -81,28 +84,35 @@ class Worker:
     def drain(self) -> None:
         """Takes no more work."""
         self._draining.set()
-        self._hints.pulse()
+        self._wake.set()
 
     # Taking work
 
     async def _dispatch(self, jobs: anyio.abc.TaskGroup) -> None:
         while not self._draining.is_set():
-            wait = self._hints.next()
+            wake = self._wake = anyio.Event()
             try:
                 taken = await self._take(jobs)
             except Unavailable:
                 await anyio.sleep(jitter(0.2, 1.0))
                 continue
             if not taken:
-                await wait()
+                await wake.wait()
+
+    async def _pass_on_hints(self) -> None:
+        """To the dispatch, which a free slot wakes too: that concerns nobody else who waits for hints."""
+        while True:
+            await self._hints.next()()
+            self._wake.set()
 
     async def _take(self, jobs: anyio.abc.TaskGroup) -> int:
         """Takes as much as there are free slots for: how much that was."""
+        begin = not await self._handler.safe_mode()
+        await self._say_safe_mode(on=not begin)
         free = self._settings.max_concurrency - sum(held.slot for held in self._held.values())
         if free <= 0:
             return 0
         room = await anyio.to_thread.run_sync(self._has_room)
-        begin = not await self._handler.safe_mode()
         taken = 0
         for row in await self._database.rows("dispatchable", limit=free, begin=begin, last=self._last_workspace):
             if self._draining.is_set():
@@ -127,6 +137,15 @@ class Worker:
             return
         logger.warning("%s waits: less than ADE_DISK_FREE_MIN_MB is free on the disk", row["id"])
         await self._handler.decide(row["id"], self._handler.run, commands.wait_for_disk)
+
+    async def _say_safe_mode(self, *, on: bool) -> None:
+        """Runs that would begin say that they wait for safe mode, and no longer once it is off."""
+        if not on and not self._said_safe_mode:
+            return
+        found = await self._database.rows("held_back", said="worker" if on else "safe_mode")
+        for row in found:
+            await self._handler.decide(row["id"], self._handler.run, partial(commands.wait_for_safe_mode, on=on))
+        self._said_safe_mode = on or bool(found)  # a part at a time: work does not wait for what is said
 
     async def _hold(self, stream: str, *, slot: bool = True) -> _Held | None:
         """A run or build in this worker's hands; None where another one was faster, or it has ended."""
@@ -167,11 +186,11 @@ class Worker:
 
     async def _let_go(self, held: _Held) -> None:
         del self._held[held.lease.stream]
+        self._wake.set()  # what is next does not wait until the lease is dropped
         try:
             await self._leases.drop(held.lease)
         except Unavailable:
             logger.warning("could not drop the lease of %s; it will run out", held.lease.stream)
-        self._hints.pulse()
 
     # Work that others have left
 

@@ -60,11 +60,13 @@ class Writer:
         async with self._one_at_a_time:
             await self._append((event,), PATIENCE_S)
 
-    async def decide(self, load: Callable[[str], Awaitable[State]], decision: Decision[State]) -> None:
-        """Control events: what the decision says about the newest state."""
-        await patiently(
+    async def decide(
+        self, load: Callable[[str], Awaitable[State]], decision: Decision[State], known: State | None = None
+    ) -> int | None:
+        """Control events: what the decision says about the newest state. See :meth:`Handler.decide`."""
+        return await patiently(
             lambda: self._handler.decide(
-                self._lease.stream, load, decision, token=self._lease.token, patience_s=PATIENCE_S
+                self._lease.stream, load, decision, known=known, token=self._lease.token, patience_s=PATIENCE_S
             )
         )
 

@@ -1,6 +1,8 @@
 """Builds over HTTP, with the real uv: which build answers a request, how builds fail, and what runs make of them."""
 
+import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -249,6 +251,37 @@ def test_two_runs_at_once_share_one_build(http: httpx.Client) -> None:
         assert engine.told(http.get(f"/runs/{run['id']}"))["status"] == "succeeded"
 
 
+def test_whoever_waits_at_once_is_given_one_build(http: httpx.Client) -> None:
+    """Builds that are asked for in the same moment, with `wait`: one is made, and all are told of it."""
+    config_id = engine.register(http, engine.package("together", "print('hello')"))["id"]
+    with ThreadPoolExecutor() as threads:
+        answers = list(threads.map(lambda _: ask(http, config_id, wait=True), range(8)))
+    (build,) = builds_of(http, config_id)
+    assert {answer.json()["id"] for answer in answers} == {build["id"]}
+    assert sorted(answer.status_code for answer in answers) == [*[200] * 7, 201]
+    engine.feed(http, build["id"])
+
+
+def test_the_active_build_is_used_while_a_new_one_is_made(service: Service, http: httpx.Client) -> None:
+    """A forced build of the same version is in the making: runs go on with the one that there is. One that comes to
+    nothing changes nothing."""
+    with engine.gate(service) as gate:
+        gate.touch()
+        config_id = engine.register(http, slow("steady", gate))["id"]
+        active = engine.build(http, config_id)
+        gate.unlink()
+        forced = engine.told(ask(http, config_id, force=True))["id"]
+        engine.wait_for_event(http, forced, engine.says("importing"))
+        run = engine.start(http, config_id, dry_run=True)
+        assert run["build_id"] == active["id"]
+        engine.feed(http, run["id"])
+        assert engine.told(http.get(f"/runs/{run['id']}"))["status"] == "succeeded"
+        assert engine.told(http.get(f"/builds/{forced}"))["status"] == "building"
+        engine.told(http.post(f"/builds/{forced}/cancel"))
+        engine.feed(http, forced)
+        assert engine.told(http.get(f"/configs/{config_id}"))["active_build_id"] == active["id"]
+
+
 def test_a_new_version_is_built_anew_and_old_runs_keep_theirs(service: Service, http: httpx.Client) -> None:
     """The same content changes nothing; other content is the next version, with a build of its own; `changed`."""
     first = engine.register(http, engine.package("versioned", "print('one')"))
@@ -298,3 +331,25 @@ def test_a_venv_that_was_removed_is_made_again_by_the_runs_that_need_it(service:
     assert (gone["status"], gone["stop_reason"], gone["exit_code"]) == ("failed", "build_failed", 2)
     assert "force_rebuild" in gone["error_message"]
     assert engine.run(http, config_id, "print('hello')", force_rebuild=True)[0]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("harm", ["lock", "wheel"])
+def test_a_venv_is_made_again_of_exactly_what_it_was_made_of(service: Service, http: httpx.Client, harm: str) -> None:
+    """Another hash in the lock, or another wheel beside it, is refused, and no venv is left."""
+    config_id = engine.register(http, engine.package(f"exact_{harm}", "print('hello')"))["id"]
+    build = engine.build(http, config_id)
+    folder = service.data / "venvs" / engine.WORKSPACE / config_id / build["id"]
+    shutil.rmtree(folder / ".venv")
+    if harm == "lock":
+        lock = folder / "pylock.toml"
+        changed, count = re.subn(r'(sha256 = ")[0-9a-f]{64}', rf"\g<1>{'0' * 64}", lock.read_text())
+        assert count == 1
+        lock.write_text(changed)
+    else:
+        (wheel,) = (folder / "wheels").rglob("*.whl")
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr(f"exact_{harm}/more.py", "")
+    run, _ = engine.run(http, config_id)
+    assert (run["status"], run["stop_reason"], run["exit_code"]) == ("failed", "build_failed", 2)
+    assert "Hash mismatch" in run["error_message"]
+    assert not (folder / ".venv").exists()

@@ -199,7 +199,9 @@ async def test_what_is_no_backup_is_refused(url: str, fresh_url: str, bare: str,
 
 async def back_up_anything(url: str, file: Path) -> None:
     program = backing._program("pg_dump", 18)
-    await backing._run("backup", [program, "--format=custom", f"--file={file}", f"--dbname={url}"], Settings())
+    await backing._run(
+        "backup", [program, "--format=custom", f"--file={file}", f"--dbname={url}"], Settings().child_env
+    )
 
 
 async def test_a_restore_that_is_killed_is_finished_by_the_next(

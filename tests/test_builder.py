@@ -217,6 +217,21 @@ async def test_settings_of_a_project_around_the_data_folder_do_not_reach_the_ins
     assert await bench.build(bench.plan(PACKAGES / "greeter"))
 
 
+async def test_builds_share_the_cache(bench: Bench) -> None:
+    """Asks the registry, once: what one build fetched another one has without it, as the same files on disk."""
+    package = bench.package(project='dependencies = ["idna==3.10"]')
+    first = bench.plan(package)
+    await bench.build(first)
+    offline = {**ENVIRONMENT, "UV_OFFLINE": "1"}
+    second = replace(first, folder=first.folder.with_name("build_2"), build_id="build_2", installer_env=offline)
+    await bench.build(second)
+    module = "lib/python*/site-packages/idna/core.py"
+    (one,), (other,) = (list((plan.folder / ".venv").glob(module)) for plan in (first, second))
+    assert one.samefile(other)
+    with pytest.raises(BuildFailed):
+        await bench.build(replace(second, folder=first.folder.with_name("build_3"), cache_dir=bench.room / "empty"))
+
+
 @pytest.fixture
 def distant_cache_dir(tmp_path: Path) -> Iterator[Path]:
     elsewhere = Path("/dev/shm")

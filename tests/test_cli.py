@@ -88,6 +88,13 @@ def test_every_event_ever_written_is_a_line() -> None:
             "build   ✓ create_venv  1.23s  done",
         ),
         ("run.log", {"stream": "stderr", "message": "x", "truncated": 9}, "stderr  x … 9 bytes were cut"),
+        ("run.log", {"stream": "stdout", "message": "99 %", "overwritten": 7}, "stdout  99 % (the last of 8 states)"),
+        (
+            "run.log",
+            {"stream": "stdout", "message": "x", "created_at": "2025-11-20T04:19:14Z"}
+            | {"emitted_at": "2025-11-20T04:19:11.5Z"},
+            "stdout  x (written 2.50s before)",
+        ),
         ("run.signaled", {"signal": "SIGTERM", "survivors": 2}, "run     sent SIGTERM; processes left: 2"),
         ("run.log_gap", {"lines": 3, "bytes": 2500, "reason": "x"}, "run     3 lines (2.5 kB) were not kept: x"),
         (

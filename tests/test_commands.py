@@ -388,3 +388,24 @@ def test_what_safe_mode_refuses_is_on_record() -> None:
         assert (created.bulk, told.bulk, ended.ends, part.expect) == (False, True, True, NEW)
         state = folded(log_of(part.stream, created, ended))
         assert (state.status, state.stop_reason, state.error_message) == ("failed", "safe_mode", commands.SAFE_MODE)
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("waits_for", ["build", "disk", "safe_mode", "worker"])
+def test_only_what_a_worker_would_begin_waits_for_safe_mode(
+    waits_for: Literal["build", "disk", "safe_mode", "worker"], on: bool
+) -> None:
+    """On: who waits for a worker says so. Off: who said so waits for a worker. Twice, or later in its life: nothing."""
+    queued = log_of("run_1", run_created(None, 2), events.RunWaiting(for_=waits_for).event())
+    after = {("worker", True): "safe_mode", ("safe_mode", False): "worker"}.get((waits_for, on))
+    state = folded(queued)
+    assert isinstance(state, runs.Run)
+    said = commands.wait_for_safe_mode(state, on=on)
+    moved = folded((*queued, *log_of("run_1", *said)))
+    assert isinstance(moved, runs.Run)
+    assert (len(said), moved.waiting_for) == (after is not None, after or waits_for)
+    assert commands.wait_for_safe_mode(moved, on=on) == []
+    for later in (run_started(), commands.run_completed("canceled", "canceled").event()):
+        ended = folded((*queued, *log_of("run_1", later)))
+        assert isinstance(ended, runs.Run)
+        assert commands.wait_for_safe_mode(ended, on=on) == []

@@ -25,6 +25,7 @@ from eventstore.clock import ulid
 from projections import build as builds
 from projections import events
 from projections import run as runs
+from projections.events import Name
 from projections.lifecycle import BUILD, RUN, ImpossibleMove, Moves, Phase, move
 from tests.conftest import Store, open_store
 from tests.histories import golden, line, tell
@@ -55,14 +56,19 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
+NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+
+
 def values(annotation: Any) -> st.SearchStrategy[Any]:
     """Any value that a member of this type can have."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Name or origin is typing.Annotated:
+        return NAMES
     if annotation in PLAIN:
         return PLAIN[annotation]
     if origin is typing.Literal:
         return st.sampled_from(arguments)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return st.one_of(*map(values, arguments))
     if origin is list:
         return st.lists(values(arguments[0]), max_size=2)
@@ -74,7 +80,11 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
 
 def payloads(model: type[Any], **known: Any) -> st.SearchStrategy[Any]:
     """Any payload of this event, with some members given."""
-    members = {name: values(field.annotation) for name, field in model.model_fields.items() if name not in known}
+    members = {
+        name: NAMES if field.metadata else values(field.annotation)
+        for name, field in model.model_fields.items()
+        if name not in known
+    }
     return st.fixed_dictionaries(members).map(lambda made: model(**made, **known))
 
 

@@ -15,6 +15,7 @@ import pytest
 from eventstore import Append, Feed, Leases, NewEvent, Part
 from eventstore.tail import LOG, Hints
 from projections import events, log_files, ndjson_file
+from projections import projector as projecting
 from projections.log_files import LogFiles
 from projections.ndjson_file import End, FeedFile, end_of
 from projections.projector import ELECTION, Projector
@@ -318,3 +319,24 @@ async def test_a_projector_that_is_stopped_hands_over_at_once(desk: Desk, url: s
         assert await Leases(database, "second", 1).take(ELECTION) is None
         tasks.cancel_scope.cancel()
     assert await Leases(database, "second", 1).take(ELECTION) is not None
+
+
+async def test_a_file_that_cannot_be_written_stops_no_table_and_no_seal(
+    desk: Desk, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder lies where a run's file should be. It is said again and again; when it is gone, the files go on."""
+    monkeypatch.setattr(projecting, "DISK_PAUSE_S", 0.1)
+    database, in_the_way = desk.store.database, desk.path(WORKSPACE, R1)
+    in_the_way.mkdir(parents=True)
+    await append(desk.store, {R1: [run_created()]})
+    await append(desk.store, {R1: [line(R1, "a")]})
+    hints = Hints(database, LOG)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(hints.run)
+        projector = Projector(database, desk.store.log, hints, Leases(database, "first", 60), desk.path)
+        await tasks.start(projector.run)
+        await until(lambda: bool(rows(url, "SELECT 1 FROM run_logs") and rows(url, "SELECT 1 FROM seals")))
+        in_the_way.rmdir()
+        await until(in_the_way.is_file)
+        await until(lambda: in_the_way.read_bytes().count(b"\n") == 2)
+        tasks.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from eventstore import NEW, Append, Database, Feed, Line, Log, NewEvent, Part, encode, log
+from eventstore.errors import StoreBug
 from tests.conftest import Server, Store, open_store
 
 pytestmark = pytest.mark.anyio
@@ -285,6 +286,32 @@ async def test_pages_end_at_their_bytes_too(story: Log, monkeypatch: pytest.Monk
     found = await story.read_feeds([(RUN, 0), (RUN, feed[-2].id), (RUN, 17)])
     assert [page.more for page in found.pages] == [True, False, False]
     assert [line for page in found.pages[1:] for line in page] == feed[-1:]
+
+
+async def test_a_page_ends_at_its_bytes_though_a_segment_is_uneven(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One append of many short lines and some very long ones: the average says that all fit."""
+    monkeypatch.setattr(log, "PAGE_BYTES", 10_000)
+    long = NewEvent("run.log", encode({"m": "x" * 9_000}), bulk=True)
+    await store.appender.append(Append((Part("run_1", [*[LINE] * 900, *[long] * 9], "ws"),)))
+    feed = Feed("run_1", None, 1, None)
+    page = await store.log.read_feed(feed, 890)
+    assert (page.last_id, page.more) == (902, True)
+    [found] = (await store.log.read_feeds([(feed, 902)])).pages
+    assert (found.last_id, found.more) == (904, True)
+    assert len(await read_all_of(store.log, feed)) == 909
+
+
+async def test_a_stream_whose_segments_are_gone_is_an_error(store: Store, url: str) -> None:
+    """Not the end of the feed, and nothing to ask for again and again."""
+    await store.appender.append(Append((Part("run_1", [NOTED, LINE], "ws"),)))
+    await store.appender.append(Append((Part("run_1", [LINE], "ws"),)))
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE segments SET first_id = 9, last_id = 9 WHERE last_id = 3")
+        connection.execute("DELETE FROM segments WHERE last_id = 2")
+    with pytest.raises(StoreBug, match="no segment leads"):
+        await store.log.read_feed(Feed("run_1", None, 1, None), 0)
 
 
 async def test_stretches_are_the_log_cut_where_the_stream_changes(story: Log, monkeypatch: pytest.MonkeyPatch) -> None:

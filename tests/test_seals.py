@@ -232,7 +232,7 @@ class Whole:
 
     def restore(self) -> None:
         names = "DELETE FROM {0}; INSERT INTO {0} SELECT * FROM kept_{0};"
-        tamper(self.url, *(names.format(table) for table in ("events", "segments", "seals")))
+        tamper(self.url, *(names.format(table) for table in ("events", "segments", "streams", "seals")))
 
     def texts(self) -> list[Row]:
         return rows(self.url, "SELECT e::text AS row FROM events e UNION ALL SELECT s::text FROM seals s")
@@ -242,10 +242,10 @@ class Whole:
 async def whole(store: Store, url: str, small_seals: None) -> AsyncIterator[Whole]:
     await append(store, 7, 1, 12, 3, 17)
     assert (await Sealer(store.database).catch_up()).id == EVENTS
-    for table in ("events", "segments", "seals"):
+    for table in ("events", "segments", "streams", "seals"):
         rows(url, f"CREATE TABLE kept_{table} AS TABLE {table}")
     yield Whole(store, url)
-    for table in ("events", "segments", "seals"):
+    for table in ("events", "segments", "streams", "seals"):
         rows(url, f"DROP TABLE kept_{table}")
 
 
@@ -410,7 +410,12 @@ async def place_at(whole: Whole, event_id: int) -> Place:
 
 
 REWRITE = ("UPDATE events SET data = '{}' WHERE id = %(at)s", "DELETE FROM seals")
-CUT = ("DELETE FROM events WHERE id >= %(at)s", "DELETE FROM segments WHERE last_id >= %(at)s", "DELETE FROM seals")
+CUT = (
+    "DELETE FROM events WHERE id >= %(at)s",
+    "DELETE FROM segments WHERE last_id >= %(at)s",
+    "DELETE FROM streams WHERE first_id >= %(at)s",
+    "DELETE FROM seals",
+)
 
 
 @pytest.mark.parametrize("attack", [REWRITE, CUT], ids=["rewritten", "cut off"])

@@ -178,6 +178,15 @@ async def test_a_database_that_is_away_ends_no_answer(store: Store, hub: Hub) ->
 
 
 @FORMS
+async def test_a_head_has_the_headers_and_no_body(hub: Hub, form: Form, frame: Frame) -> None:
+    """It ends, where the stream itself would go on."""
+    connection = Connection()
+    with anyio.fail_after(PATIENCE_S):
+        await stream(hub, form, frame)({"method": "HEAD"}, connection.receive, connection.send)
+    assert (connection.ended, connection.body) == (True, b"")
+
+
+@FORMS
 async def test_nothing_follows_the_terminal_event(store: Store, hub: Hub, form: Form, frame: Frame) -> None:
     """Though its build goes on: the feed ends at run.completed, also when it was opened before that."""
     await tell(store, RUN, run_completed("canceled", "canceled").event())

@@ -234,6 +234,15 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "half a character": (with_line(b'"message":"', b'"message":"\\ud800'), "JSON"),
         "no UTF-8": (with_line(b'"message":"', b'"message":"\xff'), "JSON"),
         "a number with a zero before it": (with_line(b'"seq":', b'"seq":0'), "envelope"),
+        "a hash that is a path": (re.sub(rb'"sha256":"\w+"', b'"sha256":"/etc/passwd"', data, count=1), "sha256"),
+        "a digest that leads elsewhere": (
+            data.replace(b'"config_digest":"', b'"config_digest":"../', 1),
+            "config_digest",
+        ),
+        "a workspace that leads elsewhere": (
+            re.sub(rb'("run.created".*"workspace_id":)"antarctica"', rb'\1"../../elsewhere"', data, count=1),
+            "workspace_id",
+        ),
         "a line less": (changed(data, 20, None), "expected=20"),
         "a line twice": (changed(data, 20, data.splitlines()[19] + b"\n" + data.splitlines()[19]), "expected=21"),
         "a beginning less": (b"".join(data.splitlines(keepends=True)[5:]), "expected=1"),

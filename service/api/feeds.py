@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore import Feed
+from eventstore.event import WORKSPACE
 from eventstore.selection import Selection
 from projections.events import registry
 from service.api import logfile
 from service.api.deployment import Deployment
 from service.api.request import FOREVER, deployment, flag, integer, text
 from service.api.streams import Form, Stream, cursor, frame_of, wanted_form
-from service.api.uploads import WORKSPACE
 from service.errors import Malformed, UnknownThing
 from service.hub import Source
 

@@ -58,8 +58,8 @@ class _Content:
                     yield piece
         after = self.file.last_id
         while page := await self.log.read_feed(self.feed, after, upto=self.upto):
-            yield b"".join([line.line + b"\n" for line in page])
-            after = page[-1].id
+            yield page.ndjson
+            after = page.last_id
 
 
 async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) -> Response:

@@ -77,10 +77,11 @@ class SSEFrame:
         return b"retry: %d\nid: %d\n: ade\n\n" % (RETRY_MS[0], after)
 
     def page(self, page: Page) -> bytes:
+        lines = page.each()
         if not self._names:
-            return b"".join([b"data: %b\nid: %d\n\n" % (line.line, line.id) for line in page])
+            return b"".join([b"data: %b\nid: %d\n\n" % (line.line, line.id) for line in lines])
         return b"".join(
-            [b"event: %b\ndata: %b\nid: %d\n\n" % (line.type.encode(), line.line, line.id) for line in page]
+            [b"event: %b\ndata: %b\nid: %d\n\n" % (line.type.encode(), line.line, line.id) for line in lines]
         )
 
     def bookmark(self, head: int) -> bytes:
@@ -190,8 +191,12 @@ class Stream:
         """Whether the client takes nothing any more."""
         return self._sending_since is not None and time.monotonic() - self._sending_since > SEND_TIMEOUT_S
 
-    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Is served by the :class:`App`, when all that led here has returned."""
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await send({"type": "http.response.body", "more_body": False})
+            return
         self._headers.append((b"x-request-id", scope["state"]["request_id"].encode()))
         scope["state"]["stream"] = self
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore.clock import ulid
+from eventstore.event import WORKSPACE
 from projections import events
 from service.api import answers, lists, snapshots
 from service.api.deployment import Deployment
@@ -26,7 +27,6 @@ from service.errors import Malformed, TooLarge, UnknownThing, WrongMediaType
 from service.work.manifest import Manifest
 from service.work.package import digest, unpack
 
-WORKSPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
 FILE_NAME_MAX_BYTES = 200

@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from eventstore.database import Connection, call, connect, script, transaction
+from eventstore.database import Connection, call, connect, script, transaction, without_password
 from eventstore.embedded import BUNDLED, bundled
 from eventstore.errors import CallerMistake
 from eventstore.migrations import migrate
@@ -57,7 +57,6 @@ def backup(
     log_to_stderr(quiet=True)
     settings = Settings()
     with postgres(settings) as database, whole_file(file, replace=force) as making:
-        making.touch(0o600)  # as private as the database
         head = anyio.run(_backup, database.url, making, settings)
     typer.echo(f"{file}: the log up to event {head} at least, {size(file.stat().st_size)}.")
     typer.echo(f"Not in it are the files of this deployment: {FILES}.")
@@ -71,8 +70,9 @@ async def _backup(url: str, making: Path, settings: Settings) -> int:
         head = (await call(connection, "head"))[0]["head"]
     # Not the tables that a rebuild is about to swap in.
     options = ["--format=custom", "--no-password", "--exclude-schema=next", "--exclude-schema=past"]
-    argv = [_program("pg_dump", major), *options, f"--file={making}", f"--dbname={url}"]
-    await _run("backup", argv, settings, lambda: making.stat().st_size)
+    database, password = without_password(url)
+    argv = [_program("pg_dump", major), *options, f"--file={making}", f"--dbname={database}"]
+    await _run("backup", argv, {**settings.child_env, **password}, lambda: making.stat().st_size)
     return int(head)
 
 
@@ -100,7 +100,9 @@ async def _restore(url: str, file: Path, settings: Settings) -> tuple[str, str]:
             if not await _is_restored(connection):
                 await _make_room(connection)
                 options = ["--single-transaction", "--no-owner", "--no-password", f"--use-list={contents}"]
-                await _run("restore", [program, *options, f"--dbname={url}", str(file)], settings)
+                database, password = without_password(url)
+                argv = [program, *options, f"--dbname={database}", str(file)]
+                await _run("restore", argv, {**settings.child_env, **password})
         await migrate(url)
         # Last: until then nobody can use the log under its old name, and a restore that was killed can be finished.
         named = (await call(connection, "name_restored", origin=origin))[0]
@@ -110,12 +112,12 @@ async def _restore(url: str, file: Path, settings: Settings) -> tuple[str, str]:
 async def _read(program: str, file: Path, folder: Path, settings: Settings) -> tuple[Path, str]:
     """What is to be restored, which is all but the log's name, as a list for pg_restore; and that name."""
     contents, name = folder / "contents", folder / "name"
-    await _run("read", [program, "--list", f"--file={contents}", str(file)], settings)
+    await _run("read", [program, "--list", f"--file={contents}", str(file)], settings.child_env)
     listed = contents.read_text()
     kept = re.sub(r"^\d+; \d+ \d+ TABLE DATA public log .*\n", "", listed, flags=re.MULTILINE)
     if kept == listed:
         raise NotABackup(file=str(file))
-    await _run("read", [program, "--data-only", "--table=log", f"--file={name}", str(file)], settings)
+    await _run("read", [program, "--data-only", "--table=log", f"--file={name}", str(file)], settings.child_env)
     found = re.search(r"^(log_[0-9A-Za-z]+)\t", name.read_text(), re.MULTILINE)
     if found is None:
         raise NotABackup(file=str(file))
@@ -150,7 +152,9 @@ def _program(name: str, major: int) -> str:
     return beside
 
 
-async def _run(what: str, argv: Sequence[str], settings: Settings, written: Callable[[], int] | None = None) -> None:
+async def _run(
+    what: str, argv: Sequence[str], env: Mapping[str, str], written: Callable[[], int] | None = None
+) -> None:
     """Runs one of PostgreSQL's programs, which says on stderr what is wrong. Raises ProgramFailed."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -162,7 +166,7 @@ async def _run(what: str, argv: Sequence[str], settings: Settings, written: Call
                     bar.update(task, description=f"{what} {size(written())}")
                 await anyio.sleep(LOOK_S)
 
-        child = spawn(argv, settings.child_env)
+        child = spawn(argv, env)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(tell)

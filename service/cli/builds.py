@@ -1,14 +1,21 @@
 """``ade builds``: make the venv of a config, and follow the making."""
 
+from dataclasses import asdict
 from typing import Annotated
 
+import anyio
 import typer
 
+from eventstore import Database
+from service import pruning
 from service.cli import feeds, output
 from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
 from service.cli.feeds import PAGE, LastLines, Reason
 from service.cli.output import Screen
+from service.cli.serve import log_to_stderr, postgres
 from service.client import Consumer
+from service.files import Files
+from service.settings import Settings
 
 app = typer.Typer(help="Builds: the venvs of configs.", no_args_is_help=True)
 
@@ -85,3 +92,33 @@ def tail(build: Build, lines: LastLines = 10, as_json: AsJson = False) -> None:
 def cancel(build: Build, reason: Reason = None, as_json: AsJson = False) -> None:
     """Ask a build to stop."""
     feeds.cancel("build", build, reason, as_json=as_json)
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=0, help="Of each config, so many besides the one that new runs use.")] = 1,
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="Only what was not used for so many days.")
+    ] = 7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the venvs of this machine that nobody needs; a run that needs one later makes it again."""
+    log_to_stderr(quiet=True)
+    settings = Settings()
+    policy = pruning.Policy(keep, older_than)
+    with postgres(settings) as database:
+        verdicts = anyio.run(_prune, database.url, Files.of(settings), policy, dry_run)
+    if as_json:
+        output.json({"dry_run": dry_run, "builds": [asdict(verdict) for verdict in verdicts]})
+        return
+    screen, gone = Screen(), "to be removed" if dry_run else "removed"
+    for verdict in verdicts:
+        screen.print(f"{verdict.build_id}  {gone if verdict.action == 'remove' else 'kept'}: {verdict.why}")
+    removed = [verdict.bytes for verdict in verdicts if verdict.action == "remove"]
+    screen.print(f"{len(removed)} {gone}, {output.size(sum(removed))}; {len(verdicts) - len(removed)} kept")
+
+
+async def _prune(url: str, files: Files, policy: pruning.Policy, dry_run: bool) -> list[pruning.Verdict]:
+    async with Database(url) as database:
+        return await pruning.prune(database, files, policy, dry_run=dry_run)

@@ -109,8 +109,18 @@ def _log(event: Entry) -> tuple[str, str]:
     text = event["message"]
     if event.get("truncated"):
         text += f" … {event['truncated']} bytes were cut"
+    if event.get("overwritten"):
+        text += f" (the last of {event['overwritten'] + 1} states)"
+    if event.get("emitted_at"):
+        text += f" (written {_waited(event)} before)"
     quiet = "dim" if event["type"] == "build.log" else ""
     return _loudness(event["stream"], text) or quiet, text
+
+
+def _waited(event: Entry) -> str:
+    """How long a line waited, from when the engine wrote it to when it was stored."""
+    stored, written = (datetime.fromisoformat(event[name]) for name in ("created_at", "emitted_at"))
+    return elapsed((stored - written).total_seconds())
 
 
 def _loudness(stream: str, text: str) -> str:

@@ -36,6 +36,9 @@ def start(
     ] = None,
     arguments: Annotated[list[str] | None, typer.Option("--arg", help="An argument for the engine; repeat it.")] = None,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds, from when the engine starts.")] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(min=1, help="How often it may be begun, where its worker is lost.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="All but the engine.")] = False,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Only validate the config.")] = False,
     force_rebuild: Annotated[bool, typer.Option("--force-rebuild", help="With a new build.")] = False,
@@ -53,6 +56,7 @@ def start(
             "validate_only": validate_only,
             "force_rebuild": force_rebuild,
             "timeout_s": timeout,
+            "max_attempts": max_attempts,
         }
         if not detach:
             consumer = Consumer.creating(f"configs/{found['id']}/runs", options, on_pause=feeds.say_pause)

@@ -7,6 +7,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -31,6 +32,7 @@ from eventstore.tail import LOG, WORK, Hints
 from projections.projector import Projector
 from service.api.access import is_loopback
 from service.api.app import create_app
+from service.api.streams import SEND_TIMEOUT_S
 from service.files import Files
 from service.handler import Handler
 from service.settings import Settings
@@ -186,7 +188,10 @@ def api(quiet: bool = False) -> None:
             timeout_graceful_shutdown=STOP_TIMEOUT_S // 2,
         )
         calm_collector()
-        DrainingServer(config).run()
+        listening = config.bind_socket()
+        # uvicorn closes a connection when its last bytes are taken. Of a client that takes nothing the kernel ends it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_TIMEOUT_S * 1000))
+        DrainingServer(config).run(sockets=[listening])
 
 
 def calm_collector() -> None:

@@ -84,8 +84,8 @@ async def _export(url: str, run: str | None, after: int, upto: int, write: Calla
             page = await (log.read_feed(feed, after, upto=upto) if feed else log.read(after, upto=upto))
             if not page:
                 return True
-            write(b"".join([line.line + b"\n" for line in page]))
-            after = page[-1].id
+            write(page.ndjson)
+            after = page.last_id
 
 
 def import_(

@@ -164,6 +164,35 @@ async def hydrate(plan: BuildPlan, emit: Emit, limits: BuildLimits, canceled: an
         return await work.within(work.hydrate, unfinished=plan.folder / VENV)
 
 
+async def discard(folder: Path, needed: Callable[[], Awaitable[bool]], *, whole: bool = False) -> bool:
+    """Delete the venv of the build in this folder, or the `whole` of it, unless somebody works there or it is `needed`:
+    whether it is gone.
+
+    The marker goes first, then `needed` is asked. A run that begins afterwards finds no usable venv, and waits for our
+    lock before it makes one; one that began before has said so in the log, and is seen. Asked before, a run could begin
+    after the answer, and the venv would be deleted under its engine.
+    """
+    with _lock_of(folder).open("wb") as lock:
+        if not _locked(lock):
+            return False
+        marker, hidden = folder / VENV / MARKER, folder / VENV / f"{MARKER}.hidden"
+        if marker.is_file():
+            marker.rename(hidden)
+        gone = False
+        try:
+            gone = not await needed()
+        finally:
+            if not gone and hidden.is_file():
+                hidden.rename(marker)
+        if gone:
+            await to_thread.run_sync(_delete, folder if whole else folder / VENV)
+        return gone
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.lock"
+
+
 def _locked(lock: IO[bytes]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +225,7 @@ class _Work:
         """
         folder = self._plan.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
+        with _lock_of(folder).open("wb") as lock:
             try:
                 while not _locked(lock):  # the kernel sends no event when a lock is free
                     self._commands.check()

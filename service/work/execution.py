@@ -119,20 +119,22 @@ class Execution:
     async def _read(self, process: Process) -> None:
         """Reads to the end. What was read is kept while the next is read, and one more waits in between."""
         to_keep, keeping = anyio.create_memory_object_stream[_Read](1)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_all, keeping)
-            async with to_keep:
-                while chunks := await process.read():
-                    found = [item for stream, chunk in chunks for item in self._splitters[stream].feed(chunk)]
-                    await to_keep.send((found, sum(len(chunk) for _, chunk in chunks)))
-                await to_keep.send(([item for splitter in self._splitters.values() for item in splitter.close()], 0))
+        with keeping:  # to the end: who keeps may fail while somebody waits to hand over more
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_all, keeping)
+                with to_keep:
+                    while chunks := await process.read():
+                        found = [item for stream, chunk in chunks for item in self._splitters[stream].feed(chunk)]
+                        await to_keep.send((found, sum(len(chunk) for _, chunk in chunks)))
+                    await to_keep.send(
+                        ([item for splitter in self._splitters.values() for item in splitter.close()], 0)
+                    )
 
     async def _keep_all(self, keeping: MemoryObjectReceiveStream[_Read]) -> None:
-        async with keeping:
-            async for found, size in keeping:
-                self._bytes += size
-                if found:
-                    await self._keep(found)
+        async for found, size in keeping:
+            self._bytes += size
+            if found:
+                await self._keep(found)
 
     async def _keep(self, found: Sequence[Line | Telemetry]) -> None:
         self._lines += len(found)

@@ -43,7 +43,7 @@ DECLARE
     moved     boolean := false;             -- whether a control event was accepted
     -- The parts that are accepted, and what becomes of them.
     new_part int[] := '{}'; new_workspace text[] := '{}'; new_id bigint[] := '{}'; new_seq bigint[] := '{}';
-    in_workspace text[]; in_seq bigint[]; in_token bigint[]; in_position bigint[];
+    in_workspace text[]; in_seq bigint[]; in_token bigint[]; in_position bigint[]; in_new boolean[];
     done      bigint;                       -- bulk events that were appended under a part's token before
 BEGIN
     PERFORM pg_advisory_xact_lock(4702111234474983745);  -- 'ADE_LOG' and a version, as bytes
@@ -66,13 +66,14 @@ BEGIN
             END IF;
         END IF;
 
-        in_workspace := '{}'; in_seq := '{}'; in_token := '{}'; in_position := '{}';
+        in_workspace := '{}'; in_seq := '{}'; in_token := '{}'; in_position := '{}'; in_new := '{}';
         IF outcome IS NULL THEN
             FOR p IN part .. next_part - 1 LOOP
                 SELECT s.*, newest.last_seq, newest.token, newest.position INTO known
-                FROM streams s CROSS JOIN LATERAL (
-                    SELECT * FROM segments g WHERE g.stream = s.stream ORDER BY g.last_id DESC LIMIT 1) AS newest
+                FROM streams s LEFT JOIN LATERAL (
+                    SELECT * FROM segments g WHERE g.stream = s.stream ORDER BY g.last_id DESC LIMIT 1) AS newest ON true
                 WHERE s.stream = part_stream[p];
+                in_new[p] := known.stream IS NULL;
                 in_workspace[p] := coalesce(known.workspace, part_workspace[p]);
                 in_seq[p] := coalesce(known.last_seq, 0);
                 in_token[p] := known.token; in_position[p] := known.position;
@@ -115,7 +116,7 @@ BEGIN
                         part_stream[p], head + 1, last_id, part_bytes[p], in_seq[p] + part_events[p],
                         CASE WHEN part_position[p] IS NULL THEN in_token[p] ELSE part_token[p] END,
                         coalesce(part_position[p] + part_events[p], in_position[p]));
-                    IF in_seq[p] = 0 THEN
+                    IF in_new[p] THEN
                         INSERT INTO streams (stream, workspace, first_id, last_control_id, ended_id) VALUES (
                             part_stream[p], in_workspace[p], head + 1,
                             CASE WHEN part_control[p] > 0 THEN head + part_control[p] ELSE 0 END,

@@ -7,10 +7,12 @@ FROM unnest(%(streams)s::text[], %(tokens)s::bigint[]) AS held (stream, token)
 WHERE leases.stream = held.stream AND leases.token = held.token
 RETURNING leases.stream;
 
--- drop_lease: the stream is free for the next one at once.
-UPDATE leases SET holder = NULL, expires_at = clock_timestamp() WHERE stream = %(stream)s AND token = %(token)s;
-
--- forget_lease: the stream has ended and needs no lease any more.
-DELETE FROM leases USING streams
-WHERE leases.stream = %(stream)s AND leases.token = %(token)s
-  AND streams.stream = leases.stream AND streams.ended_id IS NOT NULL;
+-- drop_lease: the stream is free for the next one at once; where it has ended, the lease is gone.
+WITH ended AS (
+    DELETE FROM leases USING streams
+    WHERE leases.stream = %(stream)s AND leases.token = %(token)s
+      AND streams.stream = leases.stream AND streams.ended_id IS NOT NULL
+    RETURNING leases.stream
+)
+UPDATE leases SET holder = NULL, expires_at = clock_timestamp()
+WHERE stream = %(stream)s AND token = %(token)s AND NOT EXISTS (SELECT FROM ended);

@@ -53,14 +53,16 @@ FROM line GROUP BY number, stream ORDER BY number;
 
 -- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
 WITH page AS MATERIALIZED (
-    SELECT e.*
-    FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
-    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
+    SELECT * FROM (
+        SELECT e.*, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
+        FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
+        CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e) AS e
+    WHERE before < %(most_bytes)s  -- the ranges go by the average of a segment
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
 SELECT count(id) AS lines, coalesce(max(id), %(after)s) AS last_id,
-       coalesce(max(id), %(after)s) < least(%(upto)s, max(ended_id), max(newest)) AS more,
+       coalesce(coalesce(max(id), %(after)s) < least(%(upto)s, max(ended_id), max(newest)) AND max(newest) > 0, false) AS more,
        coalesce(coalesce(max(id), %(after)s) >= max(ended_id), false) AS ended,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
 FROM (SELECT s.ended_id, greatest(s.last_id, b.last_id) AS newest
@@ -70,15 +72,18 @@ LEFT JOIN (page JOIN moment USING (recorded_at)) ON true;
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
 -- moment.
 WITH page AS MATERIALIZED (
-    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest,
-           e.*
+    SELECT * FROM (
+    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest, e.*,
+           sum(octet_length(e.data)) OVER (PARTITION BY w.number ORDER BY e.id ROWS UNBOUNDED PRECEDING)
+           - octet_length(e.data) AS before
     FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
              WITH ORDINALITY AS w (stream, beside, after, number)
     JOIN streams_with_last s ON s.stream = w.stream
     LEFT JOIN streams_with_last b ON b.stream = w.beside
     CROSS JOIN LATERAL page_ranges_v1(w.stream, w.beside, w.after, 9223372036854775807, %(limit)s, %(most_bytes)s) AS r
     CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
-    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after
+    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after) AS e
+    WHERE before < %(most_bytes)s
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )

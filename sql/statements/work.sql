@@ -12,11 +12,11 @@ WITH free AS (
       AND (b.id IS NULL OR b.status NOT IN ('queued', 'building'))
       AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
 ), turns AS (
-    SELECT *, row_number() OVER (PARTITION BY workspace_id ORDER BY created_id) AS turn FROM free
+    SELECT *, row_number() OVER (PARTITION BY workspace_id COLLATE "C" ORDER BY created_id) AS turn FROM free
     WHERE %(begin)s::boolean OR only_ends
 )
 SELECT id, workspace_id, waiting_for, only_ends FROM turns
-ORDER BY turn, workspace_id <= %(last)s, workspace_id LIMIT %(limit)s;
+WHERE turn <= %(limit)s ORDER BY turn, workspace_id <= %(last)s, workspace_id LIMIT %(limit)s;
 
 -- lost_work: what was begun, is not ended, and is in nobody's hands any more.
 SELECT r.id FROM runs r LEFT JOIN leases l ON l.stream = r.id
@@ -31,12 +31,25 @@ LEFT JOIN runs r ON r.id = s.stream LEFT JOIN builds b ON b.id = s.stream LEFT J
 WHERE s.stream = ANY(%(streams)s) AND coalesce(r.status, b.status) NOT IN ('running', 'building')
   AND (l.holder IS NULL OR l.expires_at < clock_timestamp());
 
+-- run_and_build: the control events of a run and of the build that it is bound to, up to an id, in order.
+SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
+FROM events
+WHERE NOT bulk AND id <= %(upto)s AND stream = ANY(ARRAY[%(run)s, (
+    SELECT e.data::json ->> 'build_id' FROM streams s JOIN events e ON e.id = s.first_id WHERE s.stream = %(run)s)])
+ORDER BY id;
+
 -- cancel_requests: which of these streams somebody wants to stop.
 SELECT stream FROM events WHERE NOT bulk AND stream = ANY(%(streams)s)
   AND type IN ('run.cancel_requested', 'build.cancel_requested');
 
 -- safe_mode: whether new work is refused.
 SELECT enabled FROM safe_mode;
+
+-- held_back: the queued runs that say that they wait for this, and that a worker would begin if safe mode were off.
+SELECT r.id FROM runs r LEFT JOIN builds b ON b.id = r.build_id LEFT JOIN leases l ON l.stream = r.id
+WHERE r.status = 'queued' AND r.waiting_for = %(said)s AND coalesce(b.status, 'active') = 'active'
+  AND (l.holder IS NULL OR l.expires_at < clock_timestamp())
+ORDER BY r.created_id LIMIT 100;
 
 -- builds_of_config: the builds that a decision about a config looks at, newest first.
 SELECT id, status, fingerprint FROM builds WHERE config_id = %(config)s ORDER BY created_id DESC LIMIT 1000;
