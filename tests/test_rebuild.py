@@ -55,7 +55,8 @@ def shape(url: str) -> dict[str, list[dict[str, Any]]]:
         "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
         "constraints": """SELECT conrelid::regclass::text AS of, conname, pg_get_constraintdef(oid) AS says
                           FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2""",
-        "tables": """SELECT relname, relkind, relowner::regrole::text AS owner, relacl::text, reloptions,
+        "tables": """SELECT relname, relkind, relowner::regrole::text AS owner, reloptions,
+                            coalesce(relacl, acldefault('r', relowner))::text AS relacl,
                             obj_description(oid, 'pg_class') AS comment
                      FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1""",
         "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
