@@ -31,7 +31,7 @@ PATIENCE_S = 10.0
 """How long an append waits for a database that is away, unless its caller says otherwise."""
 
 HINT_TIMEOUT_S = 1.0
-HINT_INTERVAL_S = 0.01
+HINT_INTERVAL_S = 0.004
 """Hints go out at once when idle and no closer than this under load: NOTIFY takes a lock of the whole server."""
 
 
