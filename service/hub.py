@@ -159,7 +159,7 @@ class Viewer:
             if self.behind:
                 page = await self._read(limit)
             else:
-                lines = [line for found in self._ring.since(self._has) for line in found]
+                lines = [line for found in self._ring.since(self._has) for line in found.each()]
                 page = lines[:limit]
                 whole = len(lines) == len(page)
                 self._take(page[-1].id if page else None, self._ring.upto if whole else page[-1].id, whole=whole)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ import pytest
 from eventstore import Appender, Database, Log
 from eventstore.embedded import EmbeddedServer
 from eventstore.migrations import migrate
+from eventstore.tail import LOG, Hints
+from service.hub import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 PENGUINS = ROOT / "docs" / "examples" / "penguins"
@@ -245,10 +247,44 @@ def running_service(database_url: str, data: Path, **settings: str) -> Iterator[
         service.stop()
 
 
+@contextmanager
+def own_service(server: Server, **settings: str) -> Iterator[Service]:
+    """`ade serve` on a database and a data folder of its own; both are gone afterwards."""
+    url = server.copy()
+    with reachable_folder() as data, running_service(url, data, **settings) as running:
+        yield running
+    server.drop(url)
+
+
 @pytest.fixture(scope="session")
 def service(server: Server) -> Iterator[Service]:
     """One service for all tests that do not break it."""
-    url = server.copy()
-    with reachable_folder() as data, running_service(url, data, ADE_CANCEL_GRACE_SECONDS="2") as running:
+    with own_service(server, ADE_CANCEL_GRACE_SECONDS="2") as running:
         yield running
-    server.drop(url)
+
+
+@pytest.fixture(scope="module")
+def http(service: Service) -> Iterator[httpx.Client]:
+    with service.http as client:
+        yield client
+
+
+@pytest.fixture
+def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
+    """No run goes on when a test is over."""
+    from tests import engine  # which stands on this module
+
+    with engine.tidy(service, http):
+        yield
+
+
+@asynccontextmanager
+async def running_hub(store: Store) -> AsyncIterator[Hub]:
+    """A hub over a log, with its hints."""
+    hints = Hints(store.database, LOG)
+    hub = Hub(store.log, hints)
+    async with anyio.create_task_group() as tasks:
+        for loop in (hints, hub):
+            await tasks.start(loop.run)
+        yield hub
+        tasks.cancel_scope.cancel()

@@ -15,6 +15,8 @@ import pytest
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 FIELDS = {
     *("id", "object", "workspace_id", "config_id", "status", "created", "started", "finished", "created_at"),
     *("started_at", "finished_at", "exit_code", "summary", "error_message", "stop_reason", "attempt"),
@@ -27,18 +29,6 @@ ASKED: Mapping[str, Mapping[str, bool]] = {
     "force": {"force": True},
     "both": {"wait": True, "force": True},
 }
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 def ask(http: httpx.Client, config_id: str, **options: bool) -> httpx.Response:

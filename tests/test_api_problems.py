@@ -1,7 +1,7 @@
 """What the service says when it says no: every refusal is a problem document, and none leaves a traceback."""
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -11,20 +11,10 @@ from service.api.problems import all_problems
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 UNKNOWN = ("run_00000000000000000000000000", "build_00000000000000000000000000", "x", "%00", "%FF", "..%2F..", "a b")
 TITLES = {f"/problems/{kind.slug}": ((kind.__doc__ or "").strip(), kind.status) for kind in all_problems()}
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @pytest.fixture(scope="module")

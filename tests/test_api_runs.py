@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,23 +12,13 @@ import pytest
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 FIELDS = {
     *("id", "object", "workspace_id", "config_id", "build_id", "status", "waiting_for", "created", "started"),
     *("finished", "created_at", "started_at", "finished_at", "exit_code", "summary", "result", "error_message"),
     *("stop_reason", "attempt", "cancel_requested_at", "last_event_id"),
 }
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @pytest.fixture(scope="module")

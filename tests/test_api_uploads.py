@@ -15,22 +15,12 @@ from tests import engine
 from tests.conftest import Server as Postgres
 from tests.conftest import Service, reachable_folder, running_service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 CONFIGS = f"/workspaces/{engine.WORKSPACE}/configs"
 DOCUMENTS = f"/workspaces/{engine.WORKSPACE}/documents"
 LIMIT_BYTES = 4096
 """``ADE_DOCUMENT_MAX_BYTES`` and ``ADE_CONFIG_MAX_BYTES`` of the service with small limits."""
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 def send(http: httpx.Client, content: bytes, media_type: str = "application/gzip", **params: str) -> httpx.Response:

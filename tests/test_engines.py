@@ -18,6 +18,8 @@ from uv import find_uv_bin
 from tests import engine
 from tests.conftest import ROOT, Server, Service, free_port, reachable_folder, running_service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 ENGINE = engine.ENGINES / "ade_engine"
 WHEEL = "ade_engine-1.4.0-py3-none-any.whl"
 SECRET = "pygoscelis-31415926"
@@ -93,18 +95,6 @@ def nodes(server: Server) -> Iterator[dict[str, Service]]:
 @pytest.fixture(scope="module")
 def service(nodes: dict[str, Service]) -> Service:
     return nodes["name"]
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ import pytest
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 NODE = Path(sys.prefix) / "bin" / "node"
 EVENT_SOURCE = Path(sys.prefix) / "node" / "node_modules" / "eventsource" / "dist" / "index.js"
 SCRIPT = """
@@ -31,7 +33,7 @@ import json, sys, time
 for number in range(60):
     print("line", number, "Adélie \\u2028" * (number % 4))
     print(json.dumps({"event": "engine.step", "message": f"step {number}"}), file=sys.stderr)
-    time.sleep(0.004)
+    time.sleep(0.004)  # an engine that takes its time, so that it is followed while it writes
 """
 CUT_BYTES = 3_000
 """No answer gets further; most are cut earlier, at any byte."""
@@ -39,18 +41,6 @@ IDLE_S = 0.3
 """A connection on which nothing comes is cut, too, within this time."""
 FIRST_BYTES = 700
 """Of the very first connection: before `retry` has come, a browser waits three seconds."""
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The feed of the whole log over HTTP: the same lines in every form, filtered, and cursors that move past the rest."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 OTHER = "elsewhere"
 SCRIPT = """
 import json, sys
@@ -20,18 +22,6 @@ for number in range(5):
     print("line", number)
     print(json.dumps({"event": f"engine.part_{number % 2}.step", "message": "step"}), file=sys.stderr)
 """
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @dataclass(frozen=True)

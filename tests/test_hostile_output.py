@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import pytest
 
 from tests import engine
 from tests.conftest import ROOT, Service
+
+pytestmark = pytest.mark.usefixtures("tidy")
 
 HOSTILE = [
     *(
@@ -36,18 +37,6 @@ HOSTILE = [
     *(b"x" * 200_000, b'{"event":"engine.big","message":"' + b"y" * 200_000 + b'"}', bytes(range(256)) * 40, b"last"),
 ]
 """Lines that would break a frame, end a stream or forge an event, if they were taken for more than data."""
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 def test_hostile_output_is_data_to_every_viewer(service: Service, http: httpx.Client, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class HubMachine(RuleBasedStateMachine):
             before = watch.heartbeat
             while watch.heartbeat == before:
                 self.hints.pulse()
-                await anyio.sleep(0.001)
+                await anyio.sleep(0.001)  # a hub that has found nothing tells nobody
 
     # Viewers
 

@@ -11,11 +11,10 @@ import pytest
 
 from eventstore import Feed
 from eventstore.log import PAGE_BYTES
-from eventstore.tail import LOG, Hints
 from service.api.streams import NDJSON_FRAME
 from service.hub import Hub, Ring, Viewer
 from tests.checker import History
-from tests.conftest import Store, open_store
+from tests.conftest import Store, open_store, running_hub
 from tests.histories import line, run_created, tell
 from tests.naive.viewers import Channel
 
@@ -59,13 +58,8 @@ async def store(fresh_url: str) -> AsyncIterator[Store]:
 async def hub(store: Store) -> AsyncIterator[Hub]:
     """A hub over a log in which a run was created."""
     await tell(store, RUN, run_created())
-    hints = Hints(store.database, LOG)
-    hub = Hub(store.log, hints)
-    async with anyio.create_task_group() as tasks:
-        for service in (hints, hub):
-            await tasks.start(service.run)
+    async with running_hub(store) as hub:
         yield hub
-        tasks.cancel_scope.cancel()
 
 
 async def cost(hub: Hub, feeds: list[Feed]) -> float:

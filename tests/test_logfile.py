@@ -11,18 +11,14 @@ import pytest
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 
 @pytest.fixture(scope="module")
 def http(service: Service) -> Iterator[httpx.Client]:
     with service.http as client:
         client.headers["Accept-Encoding"] = "identity"
         yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @pytest.fixture(scope="module")

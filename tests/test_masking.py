@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.work.lines import Fact, Line, LineSplitter, Telemetry
 from service.work.masking import MATCH_BYTES, BadPattern, LineMask, Mask, credentials, patterns_of, unmaskable
 from tests import engine
-from tests.conftest import Server, Service, reachable_folder, running_service
+from tests.conftest import Server, Service, own_service
 
 TOKEN = "pygoscelis-31415926"
 AWKWARD = 'pa"ss\\w/ord &é😀\t{+}=%'
@@ -276,20 +276,11 @@ SERVICE_ONLY = ("ADE_DATABASE_URL", "ADE_DATA_DIR", "ADE_API_KEY", "PGPASSWORD",
 @pytest.fixture(scope="module")
 def service(server: Server) -> Iterator[Service]:
     """One that has secrets, and much in its environment that is nobody else's."""
-    url = server.copy()
     told = {f"ADE_SECRET_{name.upper()}": secret for name, secret in SECRETS.items()}
     told |= dict.fromkeys(SERVICE_ONLY[2:], "spheniscus-1758")
-    with reachable_folder() as data:
-        index = {"UV_INDEX_MINE_PASSWORD": INDEX_PASSWORD, "ADE_MASK_PATTERNS": r"(?<=card=)\d{12}"}
-        with running_service(url, data, **told, **index) as running:
-            yield running
-    server.drop(url)
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
+    index = {"UV_INDEX_MINE_PASSWORD": INDEX_PASSWORD, "ADE_MASK_PATTERNS": r"(?<=card=)\d{12}"}
+    with own_service(server, **told, **index) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -141,12 +140,6 @@ async def test_where_somebody_works_nothing_is_touched(tmp_path: Path, whole: bo
 
 
 # The command
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
 
 
 def prune(service: Service, *arguments: str) -> dict[str, Verdict]:

@@ -19,7 +19,7 @@ from tests import engine
 from tests.conftest import Server, Service, reachable_folder, running_service
 from tests.faults import OwnServer, own_server
 from tests.test_process import lives
-from tests.test_serve import paused, processes
+from tests.test_serve import paused, without_worker
 from tests.test_worker_kills import worker
 
 LEASE_S = 2
@@ -36,21 +36,8 @@ SILENT = "print('pid', os.getpid())\nwhile True: time.sleep(1)"
 @pytest.fixture(scope="module")
 def service(server: Server) -> Iterator[Service]:
     """A service whose own worker stands still: what is done, the workers of the tests do."""
-    url = server.copy()
-    with reachable_folder() as data, running_service(url, data, **SETTINGS) as running:
-        own = engine.eventually(lambda: processes(running).get("worker", 0), "there is a worker")
-        with running.http as http:
-            engine.build(http, engine.actor(http))
-        with paused(own):
-            yield running
-        assert "Traceback" not in running.log.read_text()
-    server.drop(url)
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
+    with without_worker(server, **SETTINGS) as running:
+        yield running
 
 
 def begun(http: httpx.Client, script: str = SILENT, **options: object) -> tuple[str, int]:

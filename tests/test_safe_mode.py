@@ -16,12 +16,6 @@ from tests.test_worker_kills import worker
 __all__ = ["service"]  # a service whose own worker stands still
 
 
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
 @pytest.fixture(autouse=True)
 def switched_off(http: httpx.Client) -> Iterator[None]:
     yield

@@ -13,14 +13,13 @@ import pytest
 from eventstore import Append, Feed, NewEvent, Part, encode, selection
 from eventstore.selection import Selection, select
 from eventstore.statements import statements
-from eventstore.tail import LOG, Hints
 from projections.events import EventRedacted
 from service import hub as hubs
 from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES, Form, Stream
 from service.commands import run_completed
 from service.hub import Hub
-from tests.conftest import Store
+from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
 from tests.test_stream_app import Connection
 
@@ -54,19 +53,14 @@ async def flood(store: Store, stream: str, lines: int) -> None:
 
 @pytest.fixture
 async def hub(store: Store) -> AsyncIterator[Hub]:
-    hints = Hints(store.database, LOG)
-    hub = Hub(store.log, hints)
-    async with anyio.create_task_group() as tasks:
-        for service in (hints, hub):
-            await tasks.start(service.run)
+    async with running_hub(store) as hub:
         yield hub
-        tasks.cancel_scope.cancel()
 
 
 async def looked_past(ring: hubs.Ring[Any], head: int) -> None:
     """Until the hub has examined the log up to an id."""
     while ring.upto < head:  # noqa: ASYNC110 - where nothing passes it tells nobody, which is the point
-        await anyio.sleep(0.001)
+        await anyio.sleep(0.001)  # as the line above says
 
 
 async def mixed(store: Store, chance: Random) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from service.client import Consumer, follow
 from tests import engine
-from tests.conftest import ROOT, Server, Service, reachable_folder, running_service
+from tests.conftest import ROOT, Server, Service, own_service, reachable_folder, running_service
 
 LEASE_S = 2
 DRAIN_S = 2
@@ -91,6 +91,18 @@ def paused(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+@contextmanager
+def without_worker(server: Server, **settings: str) -> Iterator[Service]:
+    """A service whose own worker stands still, after it has built the actor: what is done, others do."""
+    with own_service(server, **settings) as running:
+        own = engine.eventually(lambda: processes(running).get("worker", 0), "there is a worker")
+        with running.http as http:
+            engine.build(http, engine.actor(http))
+        with paused(own):
+            yield running
+        assert "Traceback" not in running.log.read_text()
 
 
 def lives(pid: str) -> bool:

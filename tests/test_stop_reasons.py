@@ -14,7 +14,7 @@ import pytest
 
 from projections.events import StopReason
 from tests import engine
-from tests.conftest import Server, Service, reachable_folder, running_service
+from tests.conftest import Server, Service, own_service
 
 SETTINGS = {
     "ADE_LEASE_SECONDS": "2",
@@ -34,17 +34,9 @@ ENDLESS_IMPORT = "print('up', flush=True)\nimport time\ntime.sleep(99)"
 
 @pytest.fixture(scope="module")
 def service(server: Server) -> Iterator[Service]:
-    url = server.copy()
-    with reachable_folder() as data, running_service(url, data, **SETTINGS) as running:
+    with own_service(server, **SETTINGS) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
-    server.drop(url)
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ import pytest
 
 from eventstore import Feed, Log
 from eventstore.errors import Unavailable
-from eventstore.tail import LOG, Hints
 from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Frame, Stream
 from service.commands import run_completed
 from service.hub import Hub
-from tests.conftest import Store
+from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
 
 pytestmark = pytest.mark.anyio
@@ -58,13 +57,8 @@ class Connection:
 async def hub(store: Store) -> AsyncIterator[Hub]:
     """A hub over a log in which a run has started."""
     await tell(store, RUN, run_created(), run_started())
-    hints = Hints(store.database, LOG)
-    hub = Hub(store.log, hints)
-    async with anyio.create_task_group() as tasks:
-        for service in (hints, hub):
-            await tasks.start(service.run)
+    async with running_hub(store) as hub:
         yield hub
-        tasks.cancel_scope.cancel()
 
 
 def stream(hub: Hub, form: Form, frame: Frame, **options: Any) -> Stream:

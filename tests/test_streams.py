@@ -18,6 +18,8 @@ from service.client import Consumer
 from tests import engine
 from tests.conftest import Service
 
+pytestmark = pytest.mark.usefixtures("tidy")
+
 TALKATIVE = """
 import json, sys, time
 for number in range(12):
@@ -25,18 +27,6 @@ for number in range(12):
     print(json.dumps({"event": "engine.step", "message": f"step {number}", "data": {"n": number}}), file=sys.stderr)
     time.sleep(0.002)
 """
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def tidy(service: Service, http: httpx.Client) -> Iterator[None]:
-    with engine.tidy(service, http):
-        yield
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import anyio
 import pytest
 
 from eventstore import Feed, Line, Page
-from eventstore.tail import LOG, Hints
 from service.api.streams import NDJSON_FRAME
 from service.hub import Hub, Ring, Viewer
 from tests.checker import History, Reading, first, readings
-from tests.conftest import Store
+from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, tell
 from tests.naive.viewers import Channel, HistoryThenLive, LiveThenHistory
 
@@ -28,13 +27,8 @@ PATIENCE_S = 10
 async def hub(store: Store) -> AsyncIterator[Hub]:
     """A hub over a log in which a run was created."""
     await tell(store, RUN, run_created(), line(RUN, "before"))
-    hints = Hints(store.database, LOG)
-    hub = Hub(store.log, hints)
-    async with anyio.create_task_group() as tasks:
-        for service in (hints, hub):
-            await tasks.start(service.run)
+    async with running_hub(store) as hub:
         yield hub
-        tasks.cancel_scope.cancel()
 
 
 async def say(store: Store, channel: Channel, *messages: str) -> None:

@@ -1,6 +1,5 @@
 """A worker that dies by kill -9 at every step of a run and of a build; and two that race for the same runs."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,8 @@ import pytest
 
 from service.work import leftovers
 from tests import engine
-from tests.conftest import ROOT, Server, Service, reachable_folder, running_service
-from tests.test_serve import processes
+from tests.conftest import ROOT, Server, Service
+from tests.test_serve import without_worker
 
 SETTINGS = {
     "ADE_LEASE_SECONDS": "2",
@@ -44,22 +43,8 @@ SCRIPT = "print('pid', os.getpid()); (output / 'left.txt').write_text('left'); p
 @pytest.fixture(scope="module")
 def service(server: Server) -> Iterator[Service]:
     """A service whose own worker stands still: what is done, the workers of the tests do."""
-    url = server.copy()
-    with reachable_folder() as data, running_service(url, data, **SETTINGS) as running:
-        own = engine.eventually(lambda: processes(running).get("worker", 0), "there is a worker")
-        with running.http as http:
-            engine.build(http, engine.actor(http))
-        os.kill(own, signal.SIGSTOP)
+    with without_worker(server, **SETTINGS) as running:
         yield running
-        os.kill(own, signal.SIGCONT)
-        assert "Traceback" not in running.log.read_text()
-    server.drop(url)
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http as client:
-        yield client
 
 
 @contextmanager
