@@ -53,11 +53,8 @@ FROM line GROUP BY number, stream ORDER BY number;
 
 -- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
 WITH page AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT e.*, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
-        FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
-        CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e) AS e
-    WHERE before < %(most_bytes)s  -- the ranges go by the average of a segment
+    SELECT e.* FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
+    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
@@ -72,18 +69,14 @@ LEFT JOIN (page JOIN moment USING (recorded_at)) ON true;
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
 -- moment.
 WITH page AS MATERIALIZED (
-    SELECT * FROM (
-    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest, e.*,
-           sum(octet_length(e.data)) OVER (PARTITION BY w.number ORDER BY e.id ROWS UNBOUNDED PRECEDING)
-           - octet_length(e.data) AS before
+    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest, e.*
     FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
              WITH ORDINALITY AS w (stream, beside, after, number)
     JOIN streams_with_last s ON s.stream = w.stream
     LEFT JOIN streams_with_last b ON b.stream = w.beside
     CROSS JOIN LATERAL page_ranges_v1(w.stream, w.beside, w.after, 9223372036854775807, %(limit)s, %(most_bytes)s) AS r
     CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
-    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after) AS e
-    WHERE before < %(most_bytes)s
+    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after
 ), moment AS MATERIALIZED (
     SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
 )
