@@ -11,10 +11,9 @@ viewers sleep while another run floods.
 
 import time
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -132,18 +131,26 @@ class Ring(Generic[S]):
 class Viewer:
     """One reader of one source. ``after`` is the cursor that it has given, and all that its client must remember."""
 
-    __slots__ = ("_has", "_hub", "_in_ring", "_live", "_ring", "_source", "after", "ended")
+    __slots__ = ("_has", "_hub", "_in_ring", "_live", "_ring", "_source", "_watch", "after", "ended")
+    _ring: Ring[Any]
 
-    def __init__(self, hub: "Hub", ring: Ring[Any], source: Source, after: int) -> None:
+    def __init__(self, hub: "Hub", watch: "Watch[Any]", source: Source, after: int) -> None:
         self.after = after
         self.ended = isinstance(source, Feed) and source.ended_id is not None and after >= source.ended_id
         """Whether the terminal event lies behind the cursor."""
         self._hub = hub
-        self._ring = ring
+        self._watch = watch
         self._source = source
         self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
         self._in_ring = False  # the first read is of the table: the ring may not have looked yet
         self._live = False  # whether it was not behind when it last had to wait
+
+    def __enter__(self) -> Self:
+        self._ring = self._watch.join(self._source, self._hub.hints)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.leave(self._ring)
 
     @property
     def behind(self) -> bool:
@@ -230,6 +237,10 @@ class Viewer:
         return True
 
 
+def _key(source: Source) -> Hashable:
+    return source.streams if isinstance(source, Feed) else source
+
+
 class Watch(Generic[S]):
     """The rings of all watched sources of one kind, and the loop that reads what is new of them in one statement."""
 
@@ -241,22 +252,20 @@ class Watch(Generic[S]):
         self._read = read
         self._redactions = redactions
 
-    @contextmanager
-    def ring(self, source: S, hints: Hints) -> Iterator[Ring[S]]:
-        """The ring of a source, which is kept up while somebody is in such a block."""
-        key: Hashable = source.streams if isinstance(source, Feed) else source
-        ring = self.rings.get(key)
+    def join(self, source: S, hints: Hints) -> Ring[S]:
+        """The ring of a source, which is kept up until all who joined have left."""
+        ring = self.rings.get(_key(source))
         if ring is None:
             # From the newest id that was seen: what came after it is read from the table, or by the next look.
-            ring = self.rings[key] = Ring(source, self.head)
+            ring = self.rings[_key(source)] = Ring(source, self.head)
             hints.pulse()
         ring.viewers += 1
-        try:
-            yield ring
-        finally:
-            ring.viewers -= 1
-            if ring.viewers == 0:
-                del self.rings[key]
+        return ring
+
+    def leave(self, ring: Ring[S]) -> None:
+        ring.viewers -= 1
+        if ring.viewers == 0:
+            del self.rings[_key(ring.source)]
 
     def wake(self) -> None:
         """Wakes every viewer, though there is nothing new."""
@@ -307,7 +316,7 @@ class Hub:
     def __init__(self, log: Log, hints: Hints) -> None:
         self.log = log
         self.draining = False
-        self._hints = hints
+        self.hints = hints
         self._feeds = Watch[Feed](self._read_feeds, SYSTEM)
         self._selections = Watch[Selection](partial(select, log.database), REDACTIONS)
 
@@ -316,15 +325,10 @@ class Hub:
         """When the log was last asked what is new of feeds, watched or not."""
         return self._feeds.heartbeat
 
-    @contextmanager
-    def view(self, source: Source, after: int) -> Iterator[Viewer]:
-        """A viewer for as long as the block lasts."""
-        if isinstance(source, Feed):
-            with self._feeds.ring(source, self._hints) as feed:
-                yield Viewer(self, feed, source, after)
-        else:
-            with self._selections.ring(source, self._hints) as selection:
-                yield Viewer(self, selection, source, after)
+    def view(self, source: Source, after: int) -> Viewer:
+        """A viewer, which watches for as long as it is a block's."""
+        watch: Watch[Any] = self._feeds if isinstance(source, Feed) else self._selections
+        return Viewer(self, watch, source, after)
 
     def watches(self, stream: str) -> bool:
         """Whether somebody follows the feed of this run or build here."""
@@ -354,8 +358,8 @@ class Hub:
         """Tails what is watched until cancelled."""
         self._feeds.head = self._selections.head = await self.log.head()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feeds.run, self._hints)
-            tasks.start_soon(self._selections.run, self._hints)
+            tasks.start_soon(self._feeds.run, self.hints)
+            tasks.start_soon(self._selections.run, self.hints)
             task_status.started()
             while True:
                 await anyio.sleep(BEAT_S)

@@ -300,6 +300,7 @@ async def test_a_filtered_stream_moves_on_by_bookmarks(
 ) -> None:
     """At once where the first rows do not pass; later in the place of a keep-alive, when the log has grown; a terminal
     event is one like others, and nothing ends but by a drain."""
+    monkeypatch.setattr(streams, "LOOK_S", 0.02)
     monkeypatch.setattr(streams, "KEEP_ALIVE_S", 0.05)
     await tell(store, "run_1", run_created())
     await flood(store, "run_1", 500)

@@ -1,7 +1,8 @@
 """Feeds and selections over HTTP: NDJSON and SSE that follow, as a small ASGI app over the hub.
 
-``send()`` does not raise when the client hangs up, so each stream races ``receive()``. A client that stops reading is
-bounded by the socket and by a timeout; it loses nothing, because it comes back with its cursor.
+``send()`` does not raise when the client hangs up, so each stream looks for that now and then: a second task that waits
+for it would be a third of a viewer's memory. A client that stops reading is bounded by the socket, which the kernel
+closes after :data:`SEND_TIMEOUT_S`; it loses nothing, because it comes back with its cursor.
 """
 
 import time
@@ -22,8 +23,10 @@ from service.hub import Frame as LinesFrame
 from service.hub import Hub, Source, Viewer
 
 KEEP_ALIVE_S = 15.0
+LOOK_S = KEEP_ALIVE_S / 2
+"""A hang-up is noticed no later than this."""
 SEND_TIMEOUT_S = 60.0
-"""A client that takes nothing for this long is let go."""
+"""A client that takes nothing for this long is let go: the listening socket has it (``service/cli/serve.py``)."""
 RETRY_MS = (1000, 5000)
 
 
@@ -167,6 +170,8 @@ class App(Starlette):
 class Stream:
     """The response for a source: from a cursor to its terminal event, or to the head where it does not follow."""
 
+    __slots__ = ("_after", "_follow", "_frame", "_headers", "_hub", "_on_hang_up", "_source")
+
     def __init__(
         self,
         hub: Hub,
@@ -184,12 +189,6 @@ class Stream:
         self._headers = headers(log_id, form.value)
         self._follow = follow
         self._on_hang_up = on_hang_up
-        self._sending_since: float | None = None  # looked at by `watch`: a timeout around each send costs as much as it
-
-    @property
-    def _stuck(self) -> bool:
-        """Whether the client takes nothing any more."""
-        return self._sending_since is not None and time.monotonic() - self._sending_since > SEND_TIMEOUT_S
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Is served by the :class:`App`, when all that led here has returned."""
@@ -202,40 +201,45 @@ class Stream:
 
     async def serve(self, receive: Receive, send: Send) -> None:
         """The whole response."""
-        hung_up = False
-        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        async with anyio.create_task_group() as tasks:
-
-            async def watch() -> None:
-                nonlocal hung_up
-                while not (hung_up or self._stuck):
-                    with anyio.move_on_after(SEND_TIMEOUT_S / 4):
-                        hung_up = (await receive())["type"] == "http.disconnect"
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(watch)
-            with self._hub.view(self._source, self._after) as viewer:
-                await self._serve(viewer, send)
-            tasks.cancel_scope.cancel()
+        headers, self._headers = self._headers, []  # a stream lives for long, and there are thousands
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        del headers
+        with self._hub.view(self._source, self._after) as viewer:
+            hung_up = await self._serve(viewer, receive, send)
         if hung_up and self._on_hang_up is not None:
             await self._on_hang_up()
 
-    async def _serve(self, viewer: Viewer, send: Send) -> None:
-        """Sends what there is, up to the end, or until the client takes nothing any more."""
+    async def _serve(self, viewer: Viewer, receive: Receive, send: Send) -> bool:
+        """Sends what there is, up to the end, or until the client hangs up; whether it did."""
         body = self._frame.opening(self._after)
         body += await viewer.chunk(0, self._frame)
         caught_up = False
         body = body or self._frame.keep_alive  # the first bytes are sent at once
+        looked = time.monotonic()
         while True:
             over = viewer.ended or caught_up or self._hub.draining
             if over and self._follow and not viewer.ended:
                 body += self._frame.drained()
-            self._sending_since = time.monotonic()
-            await send({"type": "http.response.body", "body": body, "more_body": not over})
-            self._sending_since = None
+            if body or over:
+                await send({"type": "http.response.body", "body": body, "more_body": not over})
+                sent = time.monotonic()
             if over:
-                return
-            body = await viewer.chunk(KEEP_ALIVE_S if self._follow else 0, self._frame)
+                return False
+            body = await viewer.chunk(LOOK_S if self._follow else 0, self._frame)
             caught_up = not (body or self._follow or viewer.behind)
-            if not (body or caught_up):
+            now = time.monotonic()
+            if now - looked >= LOOK_S:
+                looked = now
+                if await _hung_up(receive):
+                    return True
+            if not (body or caught_up) and now - sent >= KEEP_ALIVE_S:
                 body = self._frame.keep_alive
+
+
+async def _hung_up(receive: Receive) -> bool:
+    """Whether the client is gone; does not wait for it to go."""
+    with anyio.move_on_after(0):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return True
+    return False
