@@ -9,7 +9,7 @@ What it promises (each with its test, see docs/guarantees.md):
 
 from eventstore.appender import Appender
 from eventstore.database import Database
-from eventstore.event import NEW, Append, Appended, Event, Line, NewEvent, Page, Part, Stretch, encode
+from eventstore.event import NEW, Append, Appended, Event, Line, NewEvent, Page, Part, encode
 from eventstore.leases import Lease, Leases
 from eventstore.log import Feed, Log, Stream
 
@@ -29,6 +29,5 @@ __all__ = [
     "Page",
     "Part",
     "Stream",
-    "Stretch",
     "encode",
 ]

@@ -191,15 +191,24 @@ class Page(Sequence[Line]):
     """Lines that were read together. ``ndjson`` is all of them, each with its line end: bytes that nobody took apart.
 
     It makes a :class:`Line` of each where somebody asks for one. ``last_id`` is the id of the last one, or the cursor
-    where there is none. ``more`` says that others lie behind it, ``ended`` that the feed ends with it.
+    where there is none. ``more`` says that others lie behind it, ``ended`` that the feed ends with it. ``output_of`` is
+    the stream that all its lines are of, where none of them changes a state: nobody has to look at each.
     """
 
-    __slots__ = ("_count", "_lines", "ended", "last_id", "more", "ndjson")
+    __slots__ = ("_count", "_lines", "ended", "last_id", "more", "ndjson", "output_of")
 
     def __init__(
-        self, lines: int, last_id: int, *, more: bool = False, ended: bool = False, ndjson: bytes | None = None
+        self,
+        lines: int,
+        last_id: int,
+        *,
+        more: bool = False,
+        ended: bool = False,
+        output_of: str | None = None,
+        ndjson: bytes | None = None,
     ) -> None:
         self.ndjson = ndjson or b""
+        self.output_of = output_of
         self.last_id = last_id
         self.more = more
         self.ended = ended
@@ -213,6 +222,11 @@ class Page(Sequence[Line]):
         return self.ndjson == other.ndjson if isinstance(other, Page) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # as of every sequence that is compared by what it holds
+
+    @classmethod
+    def of(cls, lines: Sequence[Line]) -> "Page":
+        """These lines, of which there is one at the least."""
+        return cls(len(lines), lines[-1].id, ndjson=b"".join([line.line + b"\n" for line in lines]))
 
     @property
     def first_id(self) -> int:
@@ -238,18 +252,3 @@ class Page(Sequence[Line]):
     def each(self) -> Iterator[Line]:
         """Each line, made for the moment: iterating over the page itself keeps them, which is some times its bytes."""
         return map(Line.read, self.ndjson.split(b"\n")[:-1])
-
-
-class Stretch(Page):
-    """A page of one stream alone. ``bulk`` says that no event in it changes any state."""
-
-    __slots__ = ("bulk", "stream")
-
-    def __init__(self, stream: str, lines: int, last_id: int, *, bulk: bool, ndjson: bytes) -> None:
-        super().__init__(lines, last_id, ndjson=ndjson)
-        self.stream = stream
-        self.bulk = bulk
-
-    def apart(self) -> list["Stretch"]:
-        """Each of its lines by itself. It is not known of a single one that it is bulk."""
-        return [Stretch(line.stream, 1, line.id, bulk=False, ndjson=line.line + b"\n") for line in self]

@@ -11,7 +11,7 @@ import orjson
 
 from eventstore.database import Database
 from eventstore.errors import StoreBug
-from eventstore.event import Event, Page, Stretch
+from eventstore.event import Event, Page
 
 PAGE = 1_000
 PAGE_BYTES = 2**20
@@ -98,11 +98,6 @@ class Log:
         """The lines of the whole log after a cursor; empty at the head."""
         rows = await self.database.rows("read_log", after=after, upto=upto, limit=limit, most_bytes=PAGE_BYTES)
         return Page(**rows[0])
-
-    async def read_stretches(self, after: int, *, limit: int = PAGE) -> list[Stretch]:
-        """:meth:`read` for those who sort lines by stream: without a look at each, where a stream writes many."""
-        rows = await self.database.rows("read_stretches", after=after, limit=limit, most_bytes=PAGE_BYTES)
-        return [Stretch(**row) for row in rows]
 
     async def read_feed(self, feed: Feed, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
         """The lines of a feed after a cursor, up to its end; empty where there is nothing more now."""

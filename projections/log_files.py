@@ -2,12 +2,12 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 
-from eventstore import Database, Feed, Line, Log, Stretch
+from eventstore import Database, Feed, Line, Log, Page
 from projections.events import TERMINAL
 from projections.ndjson_file import FeedFile
 
@@ -15,6 +15,9 @@ logger = logging.getLogger("ade.projector")
 
 OPEN_FILES = 200
 PAGE_LINES = 4_000
+
+_MOVES = {"run.created", "run.completed", "build.completed"}
+"""After these a run has a build beside it, or has none any more."""
 
 PathOf = Callable[[str, str], Path]
 
@@ -39,12 +42,12 @@ class LogFiles:
         """One page of the log; whether there was anything."""
         if self._after is None:
             await self._begin()
-        stretches = await self._log.read_stretches(self._after or 0, limit=PAGE_LINES)
-        if not stretches:
+        page = await self._log.read(self._after or 0, limit=PAGE_LINES)
+        if not page:
             return False
-        for stream, pages in self._sort(stretches).items():
-            await self._write(stream, pages)
-        self._after = stretches[-1].last_id
+        for stream, (part, ends) in self._sort(page).items():
+            await self._write(stream, part, ends=ends)
+        self._after = page.last_id
         await self._database.rows("checkpoint", projection="log_files", id=self._after)
         return True
 
@@ -61,19 +64,29 @@ class LogFiles:
             self._runs_beside[row["build_id"]].add(row["id"])
             self._build_beside[row["id"]] = row["build_id"]
 
-    def _sort(self, stretches: Sequence[Stretch]) -> dict[str, list[Stretch]]:
-        """The page by the feeds that its lines belong to."""
-        sorted_: dict[str, list[Stretch]] = defaultdict(list)
-        for stretch in stretches:
-            if not stretch.stream.startswith(("run_", "build_")):
-                continue
-            for piece in [stretch] if stretch.bulk else stretch.apart():
-                sorted_[piece.stream].append(piece)
-                for run in self._runs_beside.get(piece.stream, ()):
-                    sorted_[run].append(piece)
-                if not piece.bulk:
-                    self._learn(piece[0])
-        return sorted_
+    def _sort(self, page: Page) -> dict[str, tuple[Page, bool]]:
+        """The page by the feeds that its lines belong to, and whether these end with it."""
+        if page.output_of is not None:
+            return dict.fromkeys(self._feeds_of(page.output_of), (page, False))
+        parts: dict[str, list[Line]] = defaultdict(list)
+        ended, stream, its_parts = set(), "", []
+        for line in page.each():
+            if line.stream != stream:
+                stream = line.stream
+                its_parts = [parts[feed] for feed in self._feeds_of(stream)]
+            for part in its_parts:
+                part.append(line)
+            if line.type in _MOVES:
+                self._learn(line)
+                stream = ""
+            if line.type in TERMINAL:
+                ended.add(line.stream)
+        return {feed: (Page.of(part), feed in ended) for feed, part in parts.items()}
+
+    def _feeds_of(self, stream: str) -> list[str]:
+        if not stream.startswith(("run_", "build_")):
+            return []
+        return [stream, *self._runs_beside.get(stream, ())]
 
     def _learn(self, line: Line) -> None:
         """From here on a run has a build beside it, or none any more."""
@@ -96,7 +109,7 @@ class LogFiles:
             if not self._runs_beside[build_id]:
                 del self._runs_beside[build_id]
 
-    async def _write(self, stream: str, pages: Sequence[Stretch]) -> None:
+    async def _write(self, stream: str, page: Page, *, ends: bool) -> None:
         file = self._files.get(stream)
         if file is not None and not file.untouched:
             self._files.pop(stream).close()
@@ -106,16 +119,15 @@ class LogFiles:
             if file is None:
                 return
             try:
-                await file.catch_up(self._log, pages[0].first_id - 1)  # what is missing, whoever removed it
+                await file.catch_up(self._log, page.first_id - 1)  # what is missing, whoever removed it
             except BaseException:
                 file.close()
                 raise
             if len(self._files) >= OPEN_FILES:
                 self.close()
             self._files[stream] = file
-        file.write(pages)
-        last = pages[-1]
-        if not last.bulk and last.stream == stream and last[-1].type in TERMINAL:
+        file.write(page)
+        if ends:
             self._files.pop(stream).close()
 
     async def _open(self, stream: str) -> FeedFile | None:

@@ -7,7 +7,6 @@ reads takes the file up to its last whole line, and the log from there.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,20 +76,18 @@ class FeedFile:
     async def catch_up(self, log: Log, upto: int) -> None:
         """Writes what the feed has after the file's end, up to an id."""
         while page := await log.read_feed(self.feed, self.last_id, upto=upto):
-            self.write([page])
+            self.write(page)
         self.last_id = max(self.last_id, upto)
 
-    def write(self, pages: Sequence[Page]) -> None:
+    def write(self, page: Page) -> None:
         """Adds the lines that the file does not have yet."""
-        fresh = [page for page in pages if page.last_id > self.last_id]
-        if not fresh:
+        if page.last_id <= self.last_id:
             return
-        data = b"".join([page.since(self.last_id).ndjson for page in fresh])
-        written = 0
+        data, written = page.since(self.last_id).ndjson, 0
         while written < len(data):  # a disk that fills takes a part, and then says what is wrong
             written += os.pwrite(self._file, memoryview(data)[written:], self._size + written)
         self._size += written
-        self.last_id = fresh[-1].last_id
+        self.last_id = page.last_id
 
     def close(self) -> None:
         os.close(self._file)

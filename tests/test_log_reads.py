@@ -314,20 +314,10 @@ async def test_a_stream_whose_segments_are_gone_is_an_error(store: Store, url: s
         await store.log.read_feed(Feed("run_1", None, 1, None), 0)
 
 
-async def test_stretches_are_the_log_cut_where_the_stream_changes(story: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Joined they are the same bytes; each is of one stream, and says whether all of it is output."""
-    stretches = await story.read_stretches(0)
-    assert b"".join([stretch.ndjson for stretch in stretches]) == (await story.read(0)).ndjson
-    assert [(stretch.stream, stretch.first_id, stretch.last_id, stretch.bulk) for stretch in stretches] == [
-        ("build_1", 1, 3, False), ("run_2", 4, 4, False), ("run_1", 5, 6, False), ("build_1", 7, 8, False),
-        ("run_2", 9, 10, True), ("run_1", 11, 13, True), ("build_1", 14, 14, False), ("run_1", 15, 17, False),
-        ("build_2", 18, 19, False), ("run_2", 20, 21, False),
-    ]  # fmt: skip
-    assert [piece[0] for stretch in stretches for piece in stretch.apart()] == list(await story.read(0))
-    assert stretches[0].since(1).ndjson == b"".join([line.line + b"\n" for line in stretches[0][1:]])
-    assert [stretch.last_id for stretch in await story.read_stretches(8, limit=4)] == [10, 12]
-    monkeypatch.setattr(log, "PAGE_BYTES", 15)
-    assert (await story.read_stretches(0))[-1].last_id < 21
+async def test_a_page_says_whose_output_it_is(story: Log) -> None:
+    """Where all its lines are output of one stream: then nobody has to look at them."""
+    spans = {(9, 10): "run_2", (11, 13): "run_1", (10, 11): None, (14, 14): None, (15, 17): None, (22, 22): None}
+    assert {(first, last): (await story.read(first - 1, upto=last)).output_of for first, last in spans} == spans
 
 
 async def test_a_feed_has_the_same_bytes_as_the_log(story: Log) -> None:

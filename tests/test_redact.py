@@ -17,11 +17,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from eventstore import Append, Database, Log, NewEvent, Part, encode
+from eventstore import Append, Database, Log, NewEvent, Page, Part, encode
 from eventstore.database import call, connect, transaction
 from eventstore.errors import RebuildRunning
-from eventstore.event import Stretch
-from eventstore.log import PAGE
+from eventstore.log import FOREVER, PAGE
 from eventstore.migrations import migrate
 from eventstore.seals import Sealer
 from eventstore.statements import texts
@@ -387,8 +386,8 @@ class Late(Log):
         super().__init__(database)
         self._meanwhile = meanwhile
 
-    async def read_stretches(self, after: int, *, limit: int = PAGE) -> list[Stretch]:
-        page = await super().read_stretches(after, limit=limit)
+    async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
+        page = await super().read(after, upto=upto, limit=limit)
         await self._meanwhile()
         return page
 

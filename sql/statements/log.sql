@@ -18,10 +18,10 @@ FROM streams_with_last WHERE stream = %(stream)s;
 SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
 FROM events WHERE NOT bulk AND stream = ANY(%(streams)s) AND id <= %(upto)s ORDER BY id;
 
--- read_log: one page of the whole log after a cursor: how many lines, the last one's id, whether there are more, and all
--- of them as one text.
+-- read_log: one page of the whole log after a cursor: how many lines, the last one's id, whether there are more, the stream
+-- whose output it all is, if there is one, and all of them as one text.
 WITH page AS MATERIALIZED (
-    SELECT id, stream, seq, type, recorded_at, data FROM (
+    SELECT id, stream, seq, type, bulk, recorded_at, data FROM (
         SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
         FROM events WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s) AS e
     WHERE before < %(most_bytes)s
@@ -30,26 +30,9 @@ WITH page AS MATERIALIZED (
 )
 SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
        coalesce(max(id), %(after)s) < least(%(upto)s, (SELECT max(id) FROM events)) AS more,
+       CASE WHEN bool_and(bulk) AND min(stream) = max(stream) THEN min(stream) END AS output_of,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
 FROM page JOIN moment USING (recorded_at);
-
--- read_stretches: one page of the whole log after a cursor, in stretches: lines of one stream with no other's between.
-WITH page AS MATERIALIZED (
-    SELECT id, stream, seq, type, bulk, recorded_at, data FROM (
-        SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before
-        FROM events WHERE id > %(after)s ORDER BY id LIMIT %(limit)s) AS e
-    WHERE before < %(most_bytes)s
-), moment AS MATERIALIZED (
-    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
-), line AS (
-    SELECT id, stream, bulk, event_line_v1(id, stream, seq, type, times, data) AS line,
-           sum(begins) OVER (ORDER BY id) AS number
-    FROM (SELECT *, (lag(stream) OVER (ORDER BY id) IS DISTINCT FROM stream)::int AS begins FROM page) AS p
-    JOIN moment USING (recorded_at)
-)
-SELECT stream, bool_and(bulk) AS bulk, count(*) AS lines, max(id) AS last_id,
-       convert_to(string_agg(line, E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
-FROM line GROUP BY number, stream ORDER BY number;
 
 -- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
 WITH page AS MATERIALIZED (
