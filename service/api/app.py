@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eventstore import Appender, Database, Log
 from eventstore.clock import ulid
 from eventstore.tail import LOG, Hints
-from service.api import builds, feeds, runs, system, uploads
+from service.api import builds, feeds, logs, runs, system, uploads
 from service.api.access import PlainPath, SameOrigin
 from service.api.deployment import Deployment
 from service.api.problems import HANDLERS
@@ -44,13 +44,13 @@ V1 = [
     Route("/builds", builds.listing),
     Route("/builds/{id}", builds.show),
     Route("/builds/{id}/events", feeds.build_events),
-    Route("/builds/{id}/logs", feeds.build_logs),
+    Route("/builds/{id}/logs", logs.build_logs),
     Route("/builds/{id}/logfile", feeds.build_logfile),
     Route("/builds/{id}/cancel", builds.cancel, methods=["POST"]),
     Route("/runs", runs.listing),
     Route("/runs/{id}", runs.show),
     Route("/runs/{id}/events", feeds.run_events),
-    Route("/runs/{id}/logs", feeds.run_logs),
+    Route("/runs/{id}/logs", logs.run_logs),
     Route("/runs/{id}/logfile", feeds.run_logfile),
     Route("/runs/{id}/artifacts", runs.artifacts),
     Route("/runs/{id}/cancel", runs.cancel, methods=["POST"]),

@@ -1,9 +1,8 @@
-"""Events, logs and log file of a run or a build, which have them in common; and the events of the whole log."""
+"""Events and log file of a run or a build, which have them in common; and the events of the whole log."""
 
 import re
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +19,6 @@ from service.hub import Source
 
 PAGE_LINES = 1_000
 WAIT_S = 30
-LOG_ENTRIES = 1_000
 TYPES_CHARACTERS = 2_000
 ENGINE_TYPE = re.compile(r"engine(\.[a-z0-9_]{1,64}){0,7}(\.[a-z0-9_]{1,64}|\.\*)\Z")
 """What an engine may call its events (service/work/lines.py), or a family of these."""
@@ -34,7 +32,8 @@ async def _feed(found: Deployment, stream: str) -> tuple[Feed, dict[str, Any]]:
     return Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"]), row
 
 
-async def _feed_of(found: Deployment, kind: str, name: str) -> tuple[Feed, dict[str, Any]]:
+async def feed_of(found: Deployment, kind: str, name: str) -> tuple[Feed, dict[str, Any]]:
+    """The feed of a run or a build, and its row. Raises UnknownThing."""
     if not name.startswith(f"{kind}_"):
         raise UnknownThing(f"There is no {kind} {name}.")
     return await _feed(found, name)
@@ -42,7 +41,7 @@ async def _feed_of(found: Deployment, kind: str, name: str) -> tuple[Feed, dict[
 
 async def _events(request: Request, kind: str) -> Any:
     found = deployment(request)
-    feed, _ = await _feed_of(found, kind, request.path_params["id"])
+    feed, _ = await feed_of(found, kind, request.path_params["id"])
     return await _answer(request, found, feed)
 
 
@@ -83,7 +82,7 @@ async def _selection(request: Request, found: Deployment) -> Selection:
     if len(streams) > 1:
         raise Malformed("No event is of a run and of a build: give `run_id` or `build_id`.", parameter="build_id")
     for kind, stream in streams.items():
-        await _feed_of(found, kind, stream)
+        await feed_of(found, kind, stream)
     types = _types(request)
     control = types is not None and all(name in registry and not registry[name].bulk for name in types)
     return Selection(types, control, workspace, *streams.values())
@@ -108,32 +107,9 @@ def _types(request: Request) -> tuple[str, ...] | None:
     return tuple(sorted(types))
 
 
-async def _logs(request: Request, kind: str) -> Response:
-    found = deployment(request)
-    feed, _ = await _feed_of(found, kind, request.path_params["id"])
-    after = await cursor(request, found.log, found.log_id, Form.PAGE)
-    limit = integer(request, "limit", LOG_ENTRIES, 1, LOG_ENTRIES)
-    tail = integer(request, "tail", 0, 0, LOG_ENTRIES)
-    if tail:
-        if "after_id" in request.query_params:
-            raise Malformed("`tail` counts from the end and `after_id` from a cursor: give one.", parameter="tail")
-        rows = await found.database.rows("last_log_entries", stream=feed.stream, limit=tail)
-        entries, more = rows[::-1], False
-    else:
-        rows = await found.database.rows("log_entries", stream=feed.stream, after=after, limit=limit + 1)
-        entries, more = rows[:limit], len(rows) > limit
-    document = {
-        "object": f"ade.{kind}.logs",
-        f"{kind}_id": feed.stream,
-        "entries": entries,
-        "next_after_id": entries[-1]["id"] if more else None,
-    }
-    return Response(orjson.dumps(document), media_type="application/json", headers={"ADE-Log-Id": found.log_id})
-
-
 async def _logfile(request: Request, kind: str) -> Any:
     found = deployment(request)
-    feed, row = await _feed_of(found, kind, request.path_params["id"])
+    feed, row = await feed_of(found, kind, request.path_params["id"])
     upto = min(row["last_id"], FOREVER if feed.ended_id is None else feed.ended_id)
     path = found.files.logfile(row["workspace"], feed.stream)
     return await logfile.answer(request, found.log, feed, upto, path)
@@ -147,16 +123,6 @@ async def run_events(request: Request) -> Any:
 async def build_events(request: Request) -> Any:
     """A build's feed: a page, NDJSON or SSE."""
     return await _events(request, "build")
-
-
-async def run_logs(request: Request) -> Response:
-    """The lines of a run that carry a message."""
-    return await _logs(request, "run")
-
-
-async def build_logs(request: Request) -> Response:
-    """The lines of a build that carry a message."""
-    return await _logs(request, "build")
 
 
 async def run_logfile(request: Request) -> Any:
