@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test lint types schema bench clean
+.PHONY: demo serve test lint types reference bench clean
 
 demo: .venv/installed
 	@$(BIN)/ade demo
@@ -20,6 +20,10 @@ lint: .venv/installed-dev
 
 types: .venv/installed-dev
 	@$(BIN)/mypy
+
+reference: .venv/installed
+	@$(BIN)/ade openapi > docs/reference/openapi.json
+	@$(BIN)/ade openapi --markdown > docs/reference/http.md
 
 bench: .venv/installed-dev
 	@$(BIN)/python -m benchmarks $(ROUND)
@@ -38,5 +42,6 @@ clean:
 .venv/installed-dev: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@NODE_OPTIONS=--use-system-ca $(BIN)/npm install --prefix .venv/node --no-save --no-audit --no-fund --loglevel=error \
-	  eventsource@4 || echo 'LOUD: no npm registry can be reached: streams are not tested with its EventSource'
+	  eventsource@4 openapi-typescript@7 typescript@5 || \
+	  echo 'LOUD: no npm registry can be reached: not tested with its EventSource and its generator of clients'
 	@touch $@

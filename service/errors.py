@@ -1,9 +1,36 @@
 """Why the service says no. The class docstring is the title; ``detail`` says what is wrong and what to do about it.
 
-Each refusal has a slug and a status, and becomes a problem document (RFC 9457) in ``service.api.problems``.
+Each refusal has a slug, a status and facts, and becomes a problem document (RFC 9457) in ``service.api.problems``.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads no other one before Python 3.12
+
+
+class NoFacts(TypedDict):
+    """Nothing beside the sentence."""
+
+
+class OfConfig(TypedDict):
+    """The config that is meant."""
+
+    config_id: str
+
+
+class OfRunOrBuild(TypedDict):
+    """The run or the build that is meant."""
+
+    run_id: NotRequired[str]
+    build_id: NotRequired[str]
+
+
+class FieldError(TypedDict):
+    """A field of a body that is wrong."""
+
+    path: Annotated[str, Field(description="The names and numbers that lead to it, with dots; empty for the body.")]
+    message: str
 
 
 class Refusal(Exception):
@@ -11,6 +38,8 @@ class Refusal(Exception):
 
     slug: ClassVar[str]
     status: ClassVar[int]
+    Facts: ClassVar[type] = NoFacts
+    """What the problem document says for programs, beside what all have."""
 
     def __init__(self, detail: str, **facts: Any) -> None:
         super().__init__(detail)
@@ -22,6 +51,9 @@ class Malformed(Refusal):
     """The request cannot be understood"""
 
     slug, status = "malformed", 400
+
+    class Facts(TypedDict):
+        parameter: NotRequired[Annotated[str, Field(description="The parameter or header that is wrong.")]]
 
 
 class UnknownThing(Refusal):
@@ -41,11 +73,20 @@ class BuildInProgress(Refusal):
 
     slug, status = "build-in-progress", 409
 
+    class Facts(TypedDict):
+        build_id: Annotated[str, Field(description="The one in progress.")]
+
 
 class AlreadyEnded(Refusal):
     """It has ended already"""
 
     slug, status = "already-ended", 409
+
+    class Facts(TypedDict):
+        run_id: NotRequired[str]
+        run_status: NotRequired[str]
+        build_id: NotRequired[str]
+        build_status: NotRequired[str]
 
 
 class CursorAhead(Refusal):
@@ -53,11 +94,18 @@ class CursorAhead(Refusal):
 
     slug, status = "cursor-ahead", 409
 
+    class Facts(TypedDict):
+        head: Annotated[int, Field(description="The newest event.")]
+        log_id: Annotated[str, Field(description="The log that this is.")]
+
 
 class OtherLog(Refusal):
     """The cursor belongs to another log"""
 
     slug, status = "other-log", 409
+
+    class Facts(TypedDict):
+        log_id: Annotated[str, Field(description="The log that this is.")]
 
 
 class CursorGone(Refusal):
@@ -65,11 +113,18 @@ class CursorGone(Refusal):
 
     slug, status = "cursor-gone", 410
 
+    class Facts(TypedDict):
+        oldest_id: int
+        newest_id: int
+
 
 class TooLarge(Refusal):
     """The body is too large"""
 
     slug, status = "too-large", 413
+
+    class Facts(TypedDict):
+        most_bytes: int
 
 
 class WrongMediaType(Refusal):
@@ -77,11 +132,17 @@ class WrongMediaType(Refusal):
 
     slug, status = "wrong-media-type", 415
 
+    class Facts(TypedDict):
+        media_type: Annotated[str, Field(description="What was sent.")]
+
 
 class RangeNotSatisfiable(Refusal):
     """The range lies outside of the content"""
 
     slug, status = "range-not-satisfiable", 416
+
+    class Facts(TypedDict):
+        size: Annotated[int, Field(description="How many bytes there are.")]
 
 
 class Invalid(Refusal):
@@ -89,29 +150,39 @@ class Invalid(Refusal):
 
     slug, status = "invalid", 422
 
+    class Facts(TypedDict):
+        errors: list[FieldError]
+
 
 class BadConfig(Refusal):
     """The config package cannot be used"""
 
     slug, status = "bad-config", 422
 
+    class Facts(TypedDict):
+        reason: NotRequired[Annotated[str, Field(description="What is wrong with the package, as a slug.")]]
+        config_id: NotRequired[str]
+
 
 class NoEngine(Refusal):
     """No engine is named anywhere"""
 
     slug, status = "no-engine", 422
+    Facts = OfConfig
 
 
 class NeedsInput(Refusal):
     """The command needs an input document"""
 
     slug, status = "needs-input", 422
+    Facts = OfConfig
 
 
 class InSafeMode(Refusal):
     """The service is in safe mode"""
 
     slug, status = "safe-mode", 422
+    Facts = OfRunOrBuild
 
 
 class KeyReuse(Refusal):

@@ -62,7 +62,7 @@ def building(service: Service, http: httpx.Client, name: str) -> Iterator[tuple[
     engine.feed(http, build_id)
 
 
-# Which build answers: the table of docs/reference/http.md, cell by cell
+# Which build answers: the table of docs/http.md, cell by cell
 
 
 def test_one_that_is_queued_answers_whoever_waits_or_forces(service: Service, http: httpx.Client) -> None:

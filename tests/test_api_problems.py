@@ -33,6 +33,9 @@ def problem(answer: httpx.Response, status: int, slug: str) -> engine.Json:
     assert (document["title"], document["status"]) == TITLES[document["type"]]
     assert document["status"] == status
     assert document["detail"]
+    facts = next(kind for kind in all_problems() if kind.slug == slug).Facts
+    told = document.keys() - {"type", "title", "status", "detail"}
+    assert facts.__required_keys__ <= told <= facts.__annotations__.keys()  # type: ignore[attr-defined]
     return document
 
 

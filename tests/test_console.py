@@ -4,7 +4,7 @@ import re
 
 import httpx
 
-from service.api.system import CONSOLE
+from service.api.pages import CONSOLE
 from tests.conftest import Service
 
 

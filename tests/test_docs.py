@@ -29,12 +29,12 @@ def test_the_sql_of_the_docs_is_understood(path: Path, url: str) -> None:
             connection.execute(code.encode())
 
 
-@pytest.mark.parametrize("name", ["http", "cli"])
-def test_the_examples_of_the_reference_work(name: str, service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["http", "reference/cli"])
+def test_the_examples_work(name: str, service: Service, tmp_path: Path) -> None:
     """All of a page, in the folder of the repository. Seen to fail with a wrong path in a URL, a wrong option, and a
     body with a field that is not there."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    script = "set -eu\n" + "\n".join(blocks(ROOT / "docs" / "reference" / f"{name}.md", "sh"))
+    script = "set -eu\n" + "\n".join(blocks(ROOT / "docs" / f"{name}.md", "sh"))
     script = script.replace("http://127.0.0.1:8000", service.url)
     env = {**service.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The HTTP app: its routes, and what stands around them."""
+"""The HTTP app: what stands around its routes."""
 
 import re
 from collections.abc import AsyncIterator
@@ -8,16 +8,15 @@ import anyio
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventstore import Appender, Database, Log
 from eventstore.clock import ulid
 from eventstore.tail import LOG, Hints
-from service.api import builds, feeds, logs, runs, system, uploads
 from service.api.access import PlainPath, SameOrigin
 from service.api.deployment import Deployment
 from service.api.problems import HANDLERS
+from service.api.routes import routes
 from service.api.streams import App
 from service.files import Files
 from service.handler import Handler
@@ -26,49 +25,6 @@ from service.settings import Settings
 from service.work.installer import python_version
 
 CONNECTIONS = 16
-
-V1 = [
-    Route("/workspaces", system.workspaces),
-    Route("/workspaces/{ws}/configs", uploads.list_configs),
-    Route("/workspaces/{ws}/configs", uploads.register_config, methods=["POST"]),
-    Route("/workspaces/{ws}/documents", uploads.list_documents),
-    Route("/workspaces/{ws}/documents", uploads.store_document, methods=["POST"]),
-    Route("/workspaces/{ws}/configs/{config}/builds", builds.ensure, methods=["POST"]),
-    Route("/workspaces/{ws}/configurations/{config}/builds", builds.ensure, methods=["POST"]),
-    Route("/workspaces/{ws}/runs", runs.listing),
-    Route("/documents/{id}", uploads.show_document),
-    Route("/documents/{id}/content", uploads.document_content),
-    Route("/configs/{config}", uploads.show_config),
-    Route("/configs/{config}/runs", runs.listing),
-    Route("/configs/{config}/runs", runs.create, methods=["POST"]),
-    Route("/builds", builds.listing),
-    Route("/builds/{id}", builds.show),
-    Route("/builds/{id}/events", feeds.build_events),
-    Route("/builds/{id}/logs", logs.build_logs),
-    Route("/builds/{id}/logfile", feeds.build_logfile),
-    Route("/builds/{id}/cancel", builds.cancel, methods=["POST"]),
-    Route("/runs", runs.listing),
-    Route("/runs/{id}", runs.show),
-    Route("/runs/{id}/events", feeds.run_events),
-    Route("/runs/{id}/logs", logs.run_logs),
-    Route("/runs/{id}/logfile", feeds.run_logfile),
-    Route("/runs/{id}/artifacts", runs.artifacts),
-    Route("/runs/{id}/cancel", runs.cancel, methods=["POST"]),
-    Route("/artifacts/{id}/content", runs.artifact_content),
-    Route("/events", feeds.log_events),
-    Route("/events/head", system.head),
-    Route("/workers", system.workers),
-    Route("/safe-mode", system.safe_mode),
-    Route("/safe-mode", system.switch_safe_mode, methods=["POST"]),
-]
-
-ROOT = [
-    Mount("/api/v1", routes=V1),
-    Route("/health", system.health),
-    Route("/ready", system.ready),
-    Route("/", system.console),
-    Route("/console.js", system.console_script),
-]
 
 
 def create_app(settings: Settings, url: str) -> Starlette:
@@ -89,7 +45,7 @@ def create_app(settings: Settings, url: str) -> Starlette:
             tasks.cancel_scope.cancel()
 
     middleware = [Middleware(RequestId), Middleware(SameOrigin), Middleware(PlainPath)]
-    return App(routes=ROOT, lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
+    return App(routes=routes(), lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
 
 
 class RequestId:

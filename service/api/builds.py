@@ -3,55 +3,73 @@
 from dataclasses import asdict
 from typing import Any
 
-import pydantic
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import commands
-from service.api import answers, feeds, lists, snapshots
+from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
-from service.api.request import FOREVER, deployment, flag, idempotency, integer, json_body, text
+from service.api.query import FOREVER, AsOf, Text
+from service.api.request import Body, deployment, idempotency
 from service.api.runs import CancelBody
+from service.api.snapshots import BuildSnapshot, BuildStatus
+from service.api.streams import Streamed
 from service.errors import UnknownThing
 
-STATUSES = ("queued", "building", "active", "failed", "canceled")
 ANY: dict[str, Any] = dict.fromkeys(
     ("id", "workspace_id", "config_id", "status", "created_after", "created_before", "q")
 )
 
 
-class EnsureBuildBody(pydantic.BaseModel):
+class EnsureBuildBody(Body):
     """The body of ``POST …/builds``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    stream: bool = False
-    options: commands.BuildOptions = commands.BuildOptions()
+    stream: bool = Field(False, description="Answers with the build's stream, from its first event. Implies `wait`.")
+    options: commands.BuildOptions = Field(commands.BuildOptions(), description="Which build will do.")
 
 
-async def ensure(request: Request) -> Any:
-    """A build of a config: 201 for a new one, 200 for one that exists, or 200 and the stream of either."""
+class ListBuilds(lists.Work):
+    """Which builds."""
+
+    status: BuildStatus | None = Field(None, description="Those with this status.")
+    workspace_id: Text | None = Field(None, description="Those of this workspace.")
+
+
+async def ensure(request: Request, query: Streamed, body: EnsureBuildBody) -> Any:
+    """Ensure that a config has a build.
+
+    The config's newest version is meant. A new build is 201; one that can be reused, or that is in progress and waited
+    for, is 200. With `stream` the answer is the stream of whichever build it is, from its first event.
+    """
     found = deployment(request)
     config_id = request.path_params["config"]
     config = await found.handler.config(config_id)
     if config.workspace_id != request.path_params["ws"]:
         raise UnknownThing(f"There is no config {config_id} in this workspace.")
-    body, document = await json_body(request, EnsureBuildBody)
-    streamed = body.stream or flag(request, "stream")
+    streamed = body.stream or query.stream
     options = body.options.model_copy(update={"wait": True}) if streamed else body.options
-    created = await found.handler.ensure_build(config_id, options, idempotency(request, config_id, document))
+    created = await found.handler.ensure_build(config_id, options, idempotency(request, config_id, body.sent))
     if streamed:
-        return await feeds.stream_of(found, request, created.id)
+        return await feeds.stream_of(found, request, query, created.id)
     new = created.how == "created"
     snapshot = await _as_of(found, created.id, created.upto) if new else await _snapshot(found, created.id)
     return answers.json(snapshot, 201 if new else 200, {"Location": f"/api/v1/builds/{created.id}"})
 
 
-async def show(request: Request) -> Response:
-    """A build now, or ``as_of`` an event."""
+async def ensure_spelled_out(request: Request, query: Streamed, body: EnsureBuildBody) -> Any:
+    """Ensure that a configuration has a build.
+
+    The same under another name.
+    """
+    return await ensure(request, query, body)
+
+
+async def show(request: Request, query: AsOf) -> Response:
+    """Show a build, now or as of an event."""
     found, build_id = deployment(request), request.path_params["id"]
-    if "as_of" in request.query_params:
-        return answers.json(await _as_of(found, build_id, integer(request, "as_of", 0, 1, FOREVER)))
+    if query.as_of is not None:
+        return answers.json(await _as_of(found, build_id, query.as_of))
     return answers.json(await _snapshot(found, build_id))
 
 
@@ -59,24 +77,29 @@ async def _snapshot(found: Deployment, build_id: str) -> dict[str, Any]:
     row = await found.database.row("build_page", **{**ANY, "id": build_id}, before=FOREVER, limit=1)
     if row is None:
         raise UnknownThing(f"There is no build {build_id}.")
-    return snapshots.build(row)
+    return BuildSnapshot.of(row)
 
 
 async def _as_of(found: Deployment, build_id: str, upto: int) -> dict[str, Any]:
     build = await found.handler.build(build_id, upto=upto)
     row = await found.database.row("last_id_upto", streams=[build_id], upto=upto)
-    return snapshots.build({**asdict(build), "last_event_id": row["last_id"] if row else upto})
+    return BuildSnapshot.of({**asdict(build), "last_event_id": row["last_id"] if row else upto})
 
 
-async def listing(request: Request) -> Response:
-    """Builds, newest first."""
-    filters = {**ANY, **lists.filters(request, STATUSES), "workspace_id": text(request, "workspace_id")}
-    return await lists.answer(request, "build_page", snapshots.build, **filters)
+async def listing(request: Request, query: ListBuilds) -> Response:
+    """List builds.
+
+    Newest first.
+    """
+    filters = {**ANY, **query.model_dump(exclude={"limit", "page"})}
+    return await lists.answer(request, query, "build_page", BuildSnapshot, **filters)
 
 
-async def cancel(request: Request) -> Response:
-    """Asks the build to stop; asking twice is no error."""
+async def cancel(request: Request, body: CancelBody) -> Response:
+    """Ask a build to stop.
+
+    Runs that wait for it fail. Asking twice is no error.
+    """
     found, build_id = deployment(request), request.path_params["id"]
-    body, _ = await json_body(request, CancelBody)
     await found.handler.cancel_build(build_id, commands.Cancel("anonymous", body.reason))
     return answers.json(await _snapshot(found, build_id), 202)

@@ -1,8 +1,9 @@
 """Events and log file of a run or a build, which have them in common; and the events of the whole log."""
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,8 +13,10 @@ from eventstore.selection import Selection
 from projections.events import registry
 from service.api import logfile
 from service.api.deployment import Deployment
-from service.api.request import FOREVER, deployment, flag, integer, text
-from service.api.streams import Form, Stream, cursor, frame_of, wanted_form
+from service.api.query import FOREVER, Cursor, Flag, Text, Whole, wrong
+from service.api.request import deployment
+from service.api.shape import Shape
+from service.api.streams import Form, Stream, Streamed, cursor, frame_of, wanted_form
 from service.errors import Malformed, UnknownThing
 from service.hub import Source
 
@@ -22,6 +25,67 @@ WAIT_S = 30
 TYPES_CHARACTERS = 2_000
 ENGINE_TYPE = re.compile(r"engine(\.[a-z0-9_]{1,64}){0,7}(\.[a-z0-9_]{1,64}|\.\*)\Z")
 """What an engine may call its events (service/work/lines.py), or a family of these."""
+
+
+class EventsQuery(Cursor, Streamed):
+    """From where on, and in which form."""
+
+    stream: Flag = Field(
+        False, description="Follow: SSE, or NDJSON where `Accept` names it; `Accept: text/event-stream` alone follows."
+    )
+    limit: Whole = Field(100, ge=1, le=PAGE_LINES, description="Of a page: how many events at most.")
+    wait: Whole = Field(
+        0, ge=0, le=WAIT_S, description="Of a page: seconds for which an empty one is held back, until there is more."
+    )
+
+
+def _workspace(name: str) -> str:
+    if not WORKSPACE.match(name):
+        raise wrong(f"is no name that a workspace can have: {name!r}")
+    return name
+
+
+def _types(wanted: str) -> str:
+    """The wanted types, each once and in order, so that the same wish is the same selection. A family that the service
+    writes stands for its members; what engines may write has no end."""
+    types: set[str] = set()
+    for name in wanted.split(","):
+        members = {wire for wire in registry if name.endswith(".*") and wire.startswith(name[:-1])}
+        if not members and name not in registry and not ENGINE_TYPE.match(name):
+            raise wrong(
+                f"has a type that no event can have: {name!r}. Give types as the reference of events lists them, or"
+                " families such as run.* and engine.*, with commas between them"
+            )
+        types |= members or {name}
+    return ",".join(sorted(types))
+
+
+class LogEventsQuery(EventsQuery):
+    """Which events of the whole log. What is given together must all hold."""
+
+    types: Annotated[str, Field(max_length=TYPES_CHARACTERS), AfterValidator(_types)] | None = Field(
+        None,
+        description="Those of these types, with commas between them: `run.started,run.completed`, or whole families:"
+        " `run.*,engine.*`.",
+    )
+    workspace_id: Annotated[str, AfterValidator(_workspace)] | None = Field(
+        None, description="Those of this workspace: its configs, documents, builds and runs."
+    )
+    run_id: Text | None = Field(None, description="Those of this run, without those of its build.")
+    build_id: Text | None = Field(None, description="Those of this build. Not together with `run_id`.")
+
+
+class EventPage(Shape):
+    """A page of events."""
+
+    object: Literal["list"] = "list"
+    data: list[Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/Event"})]] = Field(
+        description="The events; empty where there is nothing more now."
+    )
+    next_after_id: int = Field(
+        description="The cursor for the next page. With a filter: the event up to which the log was examined, so read"
+        " on while it grows."
+    )
 
 
 async def _feed(found: Deployment, stream: str) -> tuple[Feed, dict[str, Any]]:
@@ -39,72 +103,53 @@ async def feed_of(found: Deployment, kind: str, name: str) -> tuple[Feed, dict[s
     return await _feed(found, name)
 
 
-async def _events(request: Request, kind: str) -> Any:
+async def _events(request: Request, query: EventsQuery, kind: str) -> Any:
     found = deployment(request)
     feed, _ = await feed_of(found, kind, request.path_params["id"])
-    return await _answer(request, found, feed)
+    return await _answer(request, query, found, feed)
 
 
-async def _answer(request: Request, found: Deployment, source: Source) -> Any:
+async def _answer(request: Request, query: EventsQuery, found: Deployment, source: Source) -> Any:
     """The events of a source in the form that is asked for."""
-    form = wanted_form(request)
-    after = await cursor(request, found.log, found.log_id, form)
+    form = wanted_form(request, query)
+    after = await cursor(request, query, found.log, found.log_id, form)
     if form is Form.PAGE:
-        return await _page(request, found, source, after)
-    follow = form is Form.SSE or flag(request, "stream")
+        return await _page(query, found, source, after)
+    follow = form is Form.SSE or query.stream
     ended_id = source.ended_id if isinstance(source, Feed) else None
     if form is Form.SSE and ended_id is not None and after >= ended_id:
         return Response(status_code=204)  # this, and only this, stops a browser's EventSource from coming back
-    return Stream(found.hub, source, after, form, frame_of(request, form), found.log_id, follow=follow)
+    return Stream(found.hub, source, after, form, frame_of(query, form), found.log_id, follow=follow)
 
 
-async def _page(request: Request, found: Deployment, source: Source, after: int) -> Response:
-    limit = integer(request, "limit", 100, 1, PAGE_LINES)
-    wait_s = integer(request, "wait", 0, 0, WAIT_S)
+async def _page(query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:
     with found.hub.view(source, after) as viewer:
-        page = await viewer.page(wait_s, limit)
+        page = await viewer.page(query.wait, query.limit)
     lines = b",".join([line.line for line in page])
     body = b'{"object":"list","data":[%b],"next_after_id":%d}' % (lines, viewer.after)
     return Response(body, media_type=Form.PAGE.value, headers={"ADE-Log-Id": found.log_id, "Cache-Control": "no-store"})
 
 
-async def log_events(request: Request) -> Any:
-    """The whole log, or what of it passes a filter: a page, NDJSON or SSE."""
+async def log_events(request: Request, query: LogEventsQuery) -> Any:
+    """Read or follow the whole log.
+
+    All of it, or what passes a filter: a page, NDJSON or SSE. The whole log has no end, and neither has its stream. A
+    run or a build that is not there is 404; a workspace that is not there is an empty log: it may come.
+    """
     found = deployment(request)
-    return await _answer(request, found, await _selection(request, found))
+    return await _answer(request, query, found, await _selection(query, found))
 
 
-async def _selection(request: Request, found: Deployment) -> Selection:
-    workspace = request.query_params.get("workspace_id")
-    if workspace is not None and not WORKSPACE.match(workspace):
-        raise Malformed(f"`workspace_id`: there can be no workspace {workspace!r}.", parameter="workspace_id")
-    streams = {kind: id_ for kind in ("run", "build") if (id_ := text(request, f"{kind}_id")) is not None}
+async def _selection(query: LogEventsQuery, found: Deployment) -> Selection:
+    asked = {"run": query.run_id, "build": query.build_id}
+    streams = {kind: stream for kind, stream in asked.items() if stream is not None}
     if len(streams) > 1:
         raise Malformed("No event is of a run and of a build: give `run_id` or `build_id`.", parameter="build_id")
     for kind, stream in streams.items():
         await feed_of(found, kind, stream)
-    types = _types(request)
+    types = None if query.types is None else tuple(query.types.split(","))
     control = types is not None and all(name in registry and not registry[name].bulk for name in types)
-    return Selection(types, control, workspace, *streams.values())
-
-
-def _types(request: Request) -> tuple[str, ...] | None:
-    """The wanted types, each once and in order, so that the same wish is the same selection. A family that the service
-    writes stands for its members; what engines may write has no end."""
-    wanted = text(request, "types", most=TYPES_CHARACTERS)
-    if wanted is None:
-        return None
-    types: set[str] = set()
-    for name in wanted.split(","):
-        members = {wire for wire in registry if name.endswith(".*") and wire.startswith(name[:-1])}
-        if not members and name not in registry and not ENGINE_TYPE.match(name):
-            raise Malformed(
-                f"`types`: no event can have the type {name!r}. Give types as the reference of events lists them, or"
-                " families such as run.* and engine.*, with commas between them.",
-                parameter="types",
-            )
-        types |= members or {name}
-    return tuple(sorted(types))
+    return Selection(types, control, query.workspace_id, *streams.values())
 
 
 async def _logfile(request: Request, kind: str) -> Any:
@@ -115,30 +160,41 @@ async def _logfile(request: Request, kind: str) -> Any:
     return await logfile.answer(request, found.log, feed, upto, path)
 
 
-async def run_events(request: Request) -> Any:
-    """A run's feed: a page, NDJSON or SSE."""
-    return await _events(request, "run")
+async def run_events(request: Request, query: EventsQuery) -> Any:
+    """Read or follow what happens to a run.
+
+    Its own events and those of its build in the time of the run, by `id`: a page, NDJSON or SSE, by `Accept` and
+    `stream`. The stream ends after the run's terminal event.
+    """
+    return await _events(request, query, "run")
 
 
-async def build_events(request: Request) -> Any:
-    """A build's feed: a page, NDJSON or SSE."""
-    return await _events(request, "build")
+async def build_events(request: Request, query: EventsQuery) -> Any:
+    """Read or follow what happens to a build.
+
+    A page, NDJSON or SSE, by `Accept` and `stream`. The stream ends after the build's terminal event.
+    """
+    return await _events(request, query, "build")
 
 
 async def run_logfile(request: Request) -> Any:
-    """``events.ndjson`` of a run."""
+    """Download the log file of a run.
+
+    `events.ndjson`: the NDJSON stream of the run up to now, also while it goes on. The file only grows, so `If-Range`
+    with any earlier `ETag` continues a download that broke off. Without a range, `Accept-Encoding: gzip` is obeyed.
+    """
     return await _logfile(request, "run")
 
 
 async def build_logfile(request: Request) -> Any:
-    """``events.ndjson`` of a build."""
+    """Download the log file of a build."""
     return await _logfile(request, "build")
 
 
-async def stream_of(found: Deployment, request: Request, stream: str, *, on_hang_up: Any = None) -> Stream:
+async def stream_of(
+    found: Deployment, request: Request, query: Streamed, stream: str, *, on_hang_up: Any = None
+) -> Stream:
     """The feed of something that was just created, from its first event: NDJSON, unless SSE is named in ``Accept``."""
     feed, _ = await _feed(found, stream)
     form = Form.SSE if Form.SSE.value in request.headers.get("accept", "").lower() else Form.NDJSON
-    return Stream(
-        found.hub, feed, feed.first_id - 1, form, frame_of(request, form), found.log_id, on_hang_up=on_hang_up
-    )
+    return Stream(found.hub, feed, feed.first_id - 1, form, frame_of(query, form), found.log_id, on_hang_up=on_hang_up)

@@ -2,58 +2,66 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import orjson
+from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.request import FOREVER, deployment, integer, moment, text
-from service.errors import Malformed
+from service.api import answers
+from service.api.query import FOREVER, Moment, Query, Text, Whole, wrong
+from service.api.request import deployment
+from service.api.shape import Shape
+from service.api.snapshots import List
 
 PAGE = 100
 PAGE_MAX = 200
 
 
-async def answer(
-    request: Request, statement: str, shape: Callable[[Mapping[str, Any]], dict[str, Any]], **filters: Any
-) -> Response:
+def _mark(page: Any) -> str:
+    try:
+        number = _place(page)
+    except (binascii.Error, ValueError):
+        number = -1
+    if not 0 <= number <= FOREVER:
+        raise wrong("must be a mark from an earlier answer")
+    return str(page)
+
+
+def _place(page: str) -> int:
+    return int(base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode("ascii"))
+
+
+class Page(Query):
+    """A page of a list."""
+
+    limit: Whole = Field(PAGE, ge=1, le=PAGE_MAX, description="How many at most.")
+    page: Annotated[str, BeforeValidator(_mark)] | None = Field(
+        None, description="The `next_page` of an earlier answer; it stays right while things are added."
+    )
+
+
+class Work(Page):
+    """What runs and builds are both filtered by. What is given together must all hold."""
+
+    config_id: Text | None = Field(None, description="Those of this config.")
+    created_after: Moment | None = Field(None, description="Those from this moment on: Unix seconds or RFC 3339.")
+    created_before: Moment | None = Field(None, description="Those before this moment.")
+    q: Text | None = Field(
+        None,
+        description="Those with this text in the id, the summary, the error message or a run's metadata; upper and"
+        " lower case are the same.",
+    )
+
+
+async def answer(request: Request, query: Page, statement: str, shape: type[Shape], **filters: Any) -> Response:
     """One page of a statement that takes ``before`` and ``limit``."""
-    limit = integer(request, "limit", PAGE, 1, PAGE_MAX)
-    rows = await deployment(request).database.rows(statement, **filters, before=_mark(request), limit=limit + 1)
-    page, more = rows[:limit], len(rows) > limit
+    before = FOREVER if query.page is None else _place(query.page)
+    rows = await deployment(request).database.rows(statement, **filters, before=before, limit=query.limit + 1)
+    page, more = rows[: query.limit], len(rows) > query.limit
     mark = base64.urlsafe_b64encode(str(page[-1]["created_id"]).encode()).decode().rstrip("=") if more else None
     headers = {}
     if mark is not None:
         url = request.url.include_query_params(page=mark)
         headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
-    document = {"object": "list", "data": [shape(row) for row in page], "next_page": mark}
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
-def filters(request: Request, statuses: Sequence[str]) -> dict[str, Any]:
-    """What runs and builds are both filtered by."""
-    status = request.query_params.get("status")
-    if status is not None and status not in statuses:
-        raise Malformed(f"`status` is one of {', '.join(statuses)}.", parameter="status")
-    return {
-        "config_id": text(request, "config_id"),
-        "status": status,
-        "created_after": moment(request, "created_after"),
-        "created_before": moment(request, "created_before"),
-        "q": text(request, "q"),
-    }
-
-
-def _mark(request: Request) -> int:
-    page = request.query_params.get("page")
-    if page is None:
-        return FOREVER
-    try:
-        number = int(base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode("ascii"))
-    except (binascii.Error, ValueError):
-        raise Malformed("`page` must be a mark from an earlier answer.", parameter="page") from None
-    if not 0 <= number <= FOREVER:
-        raise Malformed("`page` must be a mark from an earlier answer.", parameter="page")
-    return number
+    return answers.json(List.of({"data": [shape.of(row) for row in page], "next_page": mark}), headers=headers)

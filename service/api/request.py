@@ -1,8 +1,6 @@
-"""What a request says: its parameters, its body, its idempotency, read strictly."""
+"""What a request says beside its query: its body, its idempotency, read strictly."""
 
-import math
-from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import orjson
 import pydantic
@@ -15,9 +13,27 @@ from service.errors import Invalid, Malformed, TooLarge, WrongMediaType
 BODY_MAX_BYTES = 1 * 2**20
 """The largest JSON body; uploads have limits of their own."""
 KEY_MAX_CHARACTERS = 255
-FOREVER = 2**63 - 1
 
-Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+class Body(pydantic.BaseModel):
+    """A JSON body. Every field that is not known is refused, and so is a value of another type."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    _sent: dict[str, Any] = pydantic.PrivateAttr(default_factory=dict)
+
+    def came_as(self, document: dict[str, Any]) -> Self:
+        """Keeps the body as it came."""
+        self._sent = document
+        return self
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The body as it came, by which a repeated request is known."""
+        return self._sent
+
+
+Model = TypeVar("Model", bound=Body)
 
 
 def deployment(request: Request) -> Deployment:
@@ -26,69 +42,21 @@ def deployment(request: Request) -> Deployment:
     return found
 
 
-def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """A whole number from the query."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
-        raise Malformed(f"`{name}` must be a whole number.", parameter=name)
-    if not least <= int(text) <= most:
-        raise Malformed(f"`{name}` must be between {least} and {most}.", parameter=name)
-    return int(text)
-
-
-def flag(request: Request, name: str) -> bool:
-    """``true`` or ``false`` from the query."""
-    text = request.query_params.get(name, "false")
-    if text not in {"true", "false", "1", "0"}:
-        raise Malformed(f"`{name}` must be true or false.", parameter=name)
-    return text in {"true", "1"}
-
-
-def moment(request: Request, name: str) -> float | None:
-    """A time from the query: Unix seconds or RFC 3339."""
-    text = request.query_params.get(name)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            parsed = datetime.fromisoformat(text)
-        except ValueError:
-            raise Malformed(f"`{name}` must be Unix seconds or RFC 3339.", parameter=name) from None
-        if parsed.tzinfo is None:
-            raise Malformed(f"`{name}` must name its time zone.", parameter=name) from None
-        seconds = parsed.timestamp()
-    if not (math.isfinite(seconds) and abs(seconds) < 1e11):
-        raise Malformed(f"`{name}` is out of range.", parameter=name)
-    return seconds
-
-
-def text(request: Request, name: str, *, most: int = 200) -> str | None:
-    """A short text from the query."""
-    found = request.query_params.get(name)
-    if found is not None and (len(found) > most or "\0" in found):
-        raise Malformed(f"`{name}` may have {most} characters.", parameter=name)
-    return found
-
-
-async def json_body(request: Request, model: type[Model]) -> tuple[Model, Any]:
-    """The body as a model, and as it came. An absent body is an empty object."""
-    body = await _limited(request)
-    if not body:
-        return model(), {}
+async def json_body(request: Request, model: type[Model]) -> Model:
+    """The body as a model. An absent body is an empty object."""
+    sent = await _limited(request)
+    if not sent:
+        return model.model_validate({})
     media_type = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if media_type != "application/json":
         raise WrongMediaType("Send the body as application/json.", media_type=media_type)
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(sent)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"The body is not JSON: {error}.") from None
     if not isinstance(document, dict):
-        raise Invalid("The body must be a JSON object.")
-    return model.model_validate(document), document
+        raise Invalid("The body must be a JSON object.", errors=[{"path": "", "message": "must be an object"}])
+    return model.model_validate(document).came_as(document)
 
 
 async def _limited(request: Request) -> bytes:
@@ -105,7 +73,7 @@ def idempotency(request: Request, scope: str, body: Any) -> handler.Request:
     """Who asks, and the idempotency of the asking. ``scope`` keeps the keys of workspaces apart."""
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= KEY_MAX_CHARACTERS:
-        raise Malformed(f"`Idempotency-Key` may have {KEY_MAX_CHARACTERS} characters.")
+        raise Malformed(f"`Idempotency-Key` may have {KEY_MAX_CHARACTERS} characters.", parameter="Idempotency-Key")
     return handler.Request(
         key=None if key is None else f"{scope}:{key}", digest=handler.request_digest(request.url.path, body)
     )

@@ -4,17 +4,19 @@ from dataclasses import asdict
 from typing import Any
 
 import anyio
-import pydantic
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import commands
-from service.api import answers, feeds, lists, snapshots
+from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
-from service.api.request import deployment, flag, idempotency, integer, json_body, text
+from service.api.query import FOREVER, AsOf, Text
+from service.api.request import Body, deployment, idempotency
+from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
+from service.api.streams import Streamed
 from service.errors import AlreadyEnded, UnknownThing
 
-STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 HANG_UP_GRACE_S = 5.0
 """From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel. Who follows the run again by
 then, through the same API process, keeps it."""
@@ -23,32 +25,40 @@ ANY: dict[str, Any] = dict.fromkeys(
 )
 
 
-class CreateRunBody(pydantic.BaseModel):
+class CreateRunBody(Body):
     """The body of ``POST …/runs``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    stream: bool = False
-    options: commands.RunOptions = commands.RunOptions()
+    stream: bool = Field(False, description="Answers with the run's stream, from its first event.")
+    options: commands.RunOptions = Field(commands.RunOptions(), description="How it is to be done.")
 
 
-class CancelBody(pydantic.BaseModel):
+class CancelBody(Body):
     """The body of ``POST …/cancel``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    reason: str | None = pydantic.Field(None, max_length=1000)
+    reason: str | None = Field(None, max_length=1000, description="Why, for the log.")
 
 
-async def create(request: Request) -> Any:
-    """A new run: 201 and its snapshot, or 200 and its stream."""
+class ListRuns(lists.Work):
+    """Which runs."""
+
+    status: RunStatus | None = Field(None, description="Those with this status.")
+    build_id: Text | None = Field(None, description="Those that are bound to this build.")
+
+
+async def create(request: Request, query: Streamed, body: CreateRunBody) -> Any:
+    """Create a run.
+
+    It is a run of the config's newest version, and bound to one build for good: an active one with the right
+    fingerprint, the one in progress, or a new one that is created in the same moment. It waits until that build is
+    active, without a timeout; where the build fails or is canceled, the run fails with `build_failed`. With `stream`
+    the answer is the run's stream from its first event: NDJSON, or SSE where `Accept` names it.
+    """
     found = deployment(request)
     config_id = request.path_params["config"]
-    body, document = await json_body(request, CreateRunBody)
-    created = await found.handler.create_run(config_id, body.options, idempotency(request, config_id, document))
-    if body.stream or flag(request, "stream"):
+    created = await found.handler.create_run(config_id, body.options, idempotency(request, config_id, body.sent))
+    if body.stream or query.stream:
         on_hang_up = _cancel_later(found, created.id) if body.options.cancel_on_disconnect else None
-        return await feeds.stream_of(found, request, created.id, on_hang_up=on_hang_up)
+        return await feeds.stream_of(found, request, query, created.id, on_hang_up=on_hang_up)
     snapshot = await _as_of(found, created.id, created.upto)
     return answers.json(snapshot, 201, {"Location": f"/api/v1/runs/{created.id}"})
 
@@ -67,60 +77,88 @@ def _cancel_later(found: Deployment, run_id: str) -> Any:
     return cancel
 
 
-async def show(request: Request) -> Response:
-    """A run now, or ``as_of`` an event."""
+async def show(request: Request, query: AsOf) -> Response:
+    """Show a run, now or as of an event.
+
+    It is folded up to exactly its `last_event_id`: who follows from there loses nothing and gets nothing twice.
+    """
     found, run_id = deployment(request), request.path_params["id"]
-    if "as_of" in request.query_params:
-        as_of = integer(request, "as_of", 0, 1, 2**63 - 1)
-        return answers.json(await _as_of(found, run_id, as_of))
+    if query.as_of is not None:
+        return answers.json(await _as_of(found, run_id, query.as_of))
     return answers.json(await snapshot(found, run_id))
 
 
 async def snapshot(found: Deployment, run_id: str) -> dict[str, Any]:
     """The run, folded up to exactly its ``last_event_id``: one statement, one moment."""
-    row = await found.database.row("run_page", **{**ANY, "id": run_id}, before=2**63 - 1, limit=1)
+    row = await found.database.row("run_page", **{**ANY, "id": run_id}, before=FOREVER, limit=1)
     if row is None:
         raise UnknownThing(f"There is no run {run_id}.")
-    return snapshots.run(row)
+    return RunSnapshot.of(row)
 
 
 async def _as_of(found: Deployment, run_id: str, upto: int) -> dict[str, Any]:
     run = await found.handler.run(run_id, upto=upto)
     row = await found.database.row("last_id_upto", streams=[run_id, run.build_id or run_id], upto=upto)
-    return snapshots.run({**asdict(run), "last_event_id": row["last_id"] if row else upto})
+    return RunSnapshot.of({**asdict(run), "last_event_id": row["last_id"] if row else upto})
 
 
-async def listing(request: Request) -> Response:
-    """Runs, newest first: all, or those of a config or of a workspace."""
-    filters = {
-        **ANY,
-        **lists.filters(request, STATUSES),
-        "workspace_id": request.path_params.get("ws"),
-        "build_id": text(request, "build_id"),
-    }
-    if "config" in request.path_params:
-        filters["config_id"] = request.path_params["config"]
-    return await lists.answer(request, "run_page", snapshots.run, **filters)
+async def listing(request: Request, query: ListRuns) -> Response:
+    """List all runs.
+
+    Newest first.
+    """
+    return await _listing(request, query)
 
 
-async def cancel(request: Request) -> Response:
-    """Asks the run to stop; asking twice is no error."""
+async def of_config(request: Request, query: ListRuns) -> Response:
+    """List the runs of a config.
+
+    Newest first.
+    """
+    return await _listing(request, query, config_id=request.path_params["config"])
+
+
+async def of_workspace(request: Request, query: ListRuns) -> Response:
+    """List the runs of a workspace.
+
+    Newest first.
+    """
+    return await _listing(request, query, workspace_id=request.path_params["ws"])
+
+
+async def _listing(request: Request, query: ListRuns, **also: str) -> Response:
+    filters = {**ANY, **query.model_dump(exclude={"limit", "page"}), **also}
+    return await lists.answer(request, query, "run_page", RunSnapshot, **filters)
+
+
+async def cancel(request: Request, body: CancelBody) -> Response:
+    """Ask a run to stop.
+
+    A queued run ends at once. A running engine gets SIGTERM, and after `ADE_CANCEL_GRACE_SECONDS` SIGKILL with all
+    that it has started. Asking twice is no error.
+    """
     found, run_id = deployment(request), request.path_params["id"]
-    body, _ = await json_body(request, CancelBody)
     await found.handler.cancel_run(run_id, commands.Cancel("anonymous", body.reason))
     return answers.json(await snapshot(found, run_id), 202)
 
 
 async def artifacts(request: Request) -> Response:
-    """What a run left."""
+    """List what a run left.
+
+    The regular files of the engine's output folder, all on one page, at most 1,000. Links are not followed.
+    """
     found, run_id = deployment(request), request.path_params["id"]
     await snapshot(found, run_id)
     rows = await found.database.rows("artifacts_of_run", run=run_id)
-    return answers.json({"object": "list", "data": [snapshots.artifact(row) for row in rows], "next_page": None})
+    return answers.json(List.of({"data": [ArtifactSnapshot.of(row) for row in rows]}))
 
 
 async def artifact_content(request: Request) -> Response:
-    """The bytes of an artifact."""
+    """Download an artifact.
+
+    Artifacts come from strangers, so a browser may not treat them as a part of this site: they are attachments, with
+    `X-Content-Type-Options: nosniff` and a `Content-Security-Policy` that begins with `sandbox`.
+    """
     found, artifact_id = deployment(request), request.path_params["id"]
     row = await found.database.row("artifact", id=artifact_id)
     if row is None:

@@ -8,16 +8,17 @@ closes after :data:`SEND_TIMEOUT_S`; it loses nothing, because it comes back wit
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import anyio
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from eventstore import Log, Page
 from eventstore.clock import jitter
-from service.api.request import flag
+from service.api.query import Cursor, Flag, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
 from service.hub import Frame as LinesFrame
 from service.hub import Hub, Source, Viewer
@@ -37,6 +38,15 @@ class Form(Enum):
     NDJSON = "application/x-ndjson"
     JSONL = "application/jsonl"
     SSE = "text/event-stream"
+
+
+class Streamed(Query):
+    """Whether the answer is a stream, and how SSE looks."""
+
+    stream: Flag = Field(False, description="Answer with the stream: NDJSON, or SSE where `Accept` names it.")
+    names: Literal["on", "off"] = Field(
+        "on", description="`off` leaves `event:` out of SSE, so that `EventSource.onmessage` gets every event."
+    )
 
 
 class Frame(LinesFrame, Protocol):
@@ -102,36 +112,31 @@ SSE_FRAME = SSEFrame(names=True)
 SSE_FRAME_WITHOUT_NAMES = SSEFrame(names=False)
 
 
-def wanted_form(request: Request) -> Form:
+def wanted_form(request: Request, query: Streamed) -> Form:
     """What the client asks for: by ``Accept``, then by ``stream``."""
     for entry in request.headers.get("accept", "").split(","):
         named = entry.split(";")[0].strip().lower()
         if named in {Form.SSE.value, Form.NDJSON.value, Form.JSONL.value}:
             return Form(named)
-    return Form.SSE if flag(request, "stream") else Form.PAGE
+    return Form.SSE if query.stream else Form.PAGE
 
 
-def frame_of(request: Request, form: Form) -> Frame:
+def frame_of(query: Streamed, form: Form) -> Frame:
     """The frame for a form, with the client's wish about names."""
-    names = request.query_params.get("names", "on")
-    if names not in {"on", "off"}:
-        raise Malformed("`names` must be on or off.", parameter="names")
     if form is not Form.SSE:
         return NDJSON_FRAME
-    return SSE_FRAME if names == "on" else SSE_FRAME_WITHOUT_NAMES
+    return SSE_FRAME if query.names == "on" else SSE_FRAME_WITHOUT_NAMES
 
 
-async def cursor(request: Request, log: Log, log_id: str, form: Form) -> int:
+async def cursor(request: Request, query: Cursor, log: Log, log_id: str, form: Form) -> int:
     """The id that the client has reached, checked against the log itself: a lagging node refuses nobody."""
-    name, text = "after_id", request.query_params.get("after_id", "0")
-    if form is Form.SSE and "last-event-id" in request.headers:
-        name, text = "Last-Event-ID", request.headers["last-event-id"]
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise Malformed(f"`{name}` must be the id of an event: decimal digits.", parameter=name)
-    claimed = request.query_params.get("log_id")
-    if claimed is not None and claimed != log_id:
+    after = query.after_id
+    if form is Form.SSE and (text := request.headers.get("last-event-id")) is not None:
+        if not (text.isascii() and text.isdigit() and len(text) <= 19):
+            raise Malformed("`Last-Event-ID` must be the id of an event: decimal digits.", parameter="Last-Event-ID")
+        after = int(text)
+    if query.log_id is not None and query.log_id != log_id:
         raise OtherLog("The cursor comes from another log; start again from 0.", log_id=log_id)
-    after = int(text)
     if after > 0:
         identity = await log.identity()
         if after > identity.head:

@@ -1,14 +1,13 @@
-"""The service itself: health, readiness, the log's head, workspaces, workers, safe mode, and the page at ``/``."""
+"""The service itself: health, readiness, the log's head, workspaces, workers, safe mode."""
 
 import shutil
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio.to_thread
-import pydantic
+from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from eventstore.clock import now
 from eventstore.errors import Unavailable
@@ -16,8 +15,9 @@ from eventstore.migrations import compare
 from projections import events
 from service.api import answers
 from service.api.deployment import Deployment
-from service.api.request import deployment, json_body
-from service.api.snapshots import rfc3339
+from service.api.request import Body, deployment
+from service.api.shape import Moment, Seconds, Shape
+from service.api.snapshots import List
 
 HEARTBEAT_S = 5.0
 """A tail that has not looked for this long is not tailing."""
@@ -25,22 +25,88 @@ LAG_EVENTS = 200_000
 UNSEALED_S = 60.0
 """Events are sealed within a second; for this long only where the projector is not there, or will not."""
 DISK_FREE_BYTES = 256 * 2**20
-CONSOLE = Path(__file__).resolve().parent.parent / "console"
+
+
+class Health(Shape):
+    """How the process is, by what it knew last."""
+
+    status: Literal["healthy"] = "healthy"
+    database: Literal["connected", "disconnected"] = Field(description="What was known in the last five seconds.")
+    timestamp: Moment
+
+
+class Unsealed(Shape):
+    """What of the log the chain does not cover yet."""
+
+    events: int
+    seconds: float = Field(description="How long the oldest of them has waited.")
+
+
+class Readiness(Shape):
+    """Whether requests should be sent here."""
+
+    status: Literal["ready", "unready"]
+    reasons: list[str] = Field(description="Why not, in sentences.")
+    log_id: str
+    unsealed: Unsealed | None = Field(description="`null` where the database cannot say.")
+
+
+class Head(Shape):
+    """Which log this is, and how far it goes."""
+
+    log_id: str
+    head: int = Field(description="The newest event.")
+    oldest_id: int = Field(description="The oldest event that is kept.")
+
+
+class Workspace(Shape):
+    """A workspace; it exists from its first use."""
+
+    id: str
+    object: Literal["ade.workspace"] = "ade.workspace"
+    created: Seconds = Field(description="When it was first used, in Unix seconds.")
+    created_at: Moment = Field(description="`created` in RFC 3339.")
+
+
+class Worker(Shape):
+    """Who holds work now; the projector is one of them."""
+
+    id: str
+    leases: int = Field(description="How many.")
+    heartbeat_at: Moment
+    object: Literal["ade.worker"] = "ade.worker"
+
+
+class SafeMode(Shape):
+    """Whether new work is refused."""
+
+    enabled: bool
+    forced: bool = Field(description="`ADE_SAFE_MODE` is set, and nothing here can switch it off.")
+
+
+class SafeModeBody(Body):
+    """The body of ``POST /safe-mode``."""
+
+    enabled: bool = Field(description="Whether new work is to be refused.")
+    reason: str | None = Field(None, max_length=1000, description="Why, for the log.")
 
 
 async def health(request: Request) -> Response:
-    """Always 200: what was last known, without a query."""
+    """Say that the process lives.
+
+    Always 200, and asks nothing: `database` is what was known in the last five seconds.
+    """
     alive = time.monotonic() - deployment(request).hub.heartbeat < HEARTBEAT_S
-    document = {
-        "status": "healthy",
-        "database": "connected" if alive else "disconnected",
-        "timestamp": rfc3339(now()),
-    }
-    return answers.json(document)
+    return answers.json(Health.of({"database": "connected" if alive else "disconnected", "timestamp": now()}))
 
 
 async def ready(request: Request) -> Response:
-    """200, or 503 with the reasons."""
+    """Say whether requests should be sent here.
+
+    503 where the database cannot be reached, migrations are pending, the projector is more than 200,000 events behind,
+    the tail of the log has stopped, the disk has less than 256 MiB left, events have waited for their seal for more
+    than a minute, or the server is stopping.
+    """
     found = deployment(request)
     reasons, unsealed = await _reasons(found)
     document = {
@@ -49,7 +115,7 @@ async def ready(request: Request) -> Response:
         "log_id": found.log_id,
         "unsealed": unsealed,
     }
-    return answers.json(document, 503 if reasons else 200, {"Retry-After": "1"} if reasons else None)
+    return answers.json(Readiness.of(document), 503 if reasons else 200, {"Retry-After": "1"} if reasons else None)
 
 
 async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]:
@@ -79,67 +145,42 @@ async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]
 
 
 async def head(request: Request) -> Response:
-    """Which log this is, and its newest event."""
+    """Show which log this is, and its newest event."""
     identity = await deployment(request).log.identity()
-    return answers.json({"log_id": identity.log_id, "head": identity.head, "oldest_id": identity.oldest})
+    return answers.json(Head.of({"log_id": identity.log_id, "head": identity.head, "oldest_id": identity.oldest}))
 
 
 async def workspaces(request: Request) -> Response:
-    """Every workspace that was ever used."""
+    """List every workspace that was ever used.
+
+    All on one page.
+    """
     rows = await deployment(request).database.rows("workspaces")
-    data = [
-        {
-            "id": row["id"],
-            "object": "ade.workspace",
-            "created": int(row["created_at"]),
-            "created_at": rfc3339(row["created_at"]),
-        }
-        for row in rows
-    ]
-    return answers.json({"object": "list", "data": data, "next_page": None})
+    return answers.json(List.of({"data": [Workspace.of(row) for row in rows]}))
 
 
 async def workers(request: Request) -> Response:
-    """Who holds work now."""
+    """List who holds work now.
+
+    All on one page.
+    """
     rows = await deployment(request).database.rows("workers")
-    data: list[dict[str, Any]] = [
-        {**row, "object": "ade.worker", "heartbeat_at": rfc3339(row["heartbeat_at"])} for row in rows
-    ]
-    return answers.json({"object": "list", "data": data, "next_page": None})
-
-
-class SafeModeBody(pydantic.BaseModel):
-    """The body of ``POST /safe-mode``."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    enabled: bool
-    reason: str | None = pydantic.Field(None, max_length=1000)
+    return answers.json(List.of({"data": [Worker.of(row) for row in rows]}))
 
 
 async def safe_mode(request: Request) -> Response:
-    """Whether new work is refused, and whether the environment forces it."""
+    """Show whether new work is refused."""
     found = deployment(request)
-    return answers.json({"enabled": await found.handler.safe_mode(), "forced": found.settings.safe_mode})
+    return answers.json(SafeMode.of({"enabled": await found.handler.safe_mode(), "forced": found.settings.safe_mode}))
 
 
-async def switch_safe_mode(request: Request) -> Response:
-    """Refuses new work from here on, or takes it again."""
+async def switch_safe_mode(request: Request, body: SafeModeBody) -> Response:
+    """Refuse new work from here on, or take it again.
+
+    In safe mode a request for a run or a build is put on record, ended at once and refused. What is queued stays
+    queued, what is running runs on. Workers see it within a second.
+    """
     found = deployment(request)
-    body, _ = await json_body(request, SafeModeBody)
     changed = events.SafeModeChanged(enabled=body.enabled, requested_by="anonymous", reason=body.reason)
     await found.handler.switch_safe_mode(changed)
     return await safe_mode(request)
-
-
-async def console(_request: Request) -> Response:
-    """The page that lists runs and follows one."""
-    headers = {
-        "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-    }
-    return FileResponse(CONSOLE / "index.html", headers=headers)
-
-
-async def console_script(_request: Request) -> Response:
-    """The script of that page."""
-    return FileResponse(CONSOLE / "console.js", media_type="text/javascript")

@@ -10,19 +10,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
+from pydantic import AfterValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore.clock import ulid
 from eventstore.event import WORKSPACE
 from projections import events
-from service.api import answers, lists, snapshots
+from service.api import answers, lists
 from service.api.deployment import Deployment
-from service.api.request import FOREVER, deployment, idempotency
+from service.api.query import FOREVER, Query, wrong
+from service.api.request import deployment, idempotency
+from service.api.snapshots import ConfigSnapshot, DocumentSnapshot, RegisteredConfig
 from service.errors import Malformed, TooLarge, UnknownThing, WrongMediaType
 from service.work.manifest import Manifest
 from service.work.package import digest, unpack
@@ -62,21 +65,53 @@ async def _received(request: Request, found: Deployment, most_bytes: int, what: 
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink is quicker than a thread
 
 
-async def register_config(request: Request) -> Response:
-    """Takes in a config package: 201 for a new name, 200 for a new version or for what is there already."""
+def _config_name(name: str) -> str:
+    if not CONFIG_NAME.match(name):
+        raise wrong("may have letters, digits, `.`, `_` and `-`, and at most 100 of them")
+    return name
+
+
+def _file_name(name: str) -> str:
+    if not _plain_file_name(name):
+        raise wrong(f"must be a plain file name of at most {FILE_NAME_MAX_BYTES} bytes, without `/`")
+    return name
+
+
+class RegisterConfig(Query):
+    """How the config is called."""
+
+    name: Annotated[str, AfterValidator(_config_name)] | None = Field(
+        None,
+        description="Letters, digits, `.`, `_` and `-`, at most 100. Without it, the name in the package's"
+        " `pyproject.toml`.",
+    )
+
+
+class StoreDocument(Query):
+    """How the document is called."""
+
+    name: Annotated[str, AfterValidator(_file_name)] = Field(
+        "document", description=f"A plain file name: no `/`, at most {FILE_NAME_MAX_BYTES} bytes."
+    )
+
+
+async def register_config(request: Request, query: RegisterConfig) -> Response:
+    """Register a config package.
+
+    The body is the package itself; its content decides whether it is a tar or a zip. A new name is 201. The next
+    version of a name that is there is 200, and so is content that is there already, which changes nothing. A package
+    may have 10,000 entries and 256 MiB unpacked, and `ADE_CONFIG_MAX_BYTES` packed.
+    """
     found, workspace = deployment(request), _workspace(request)
-    name = request.query_params.get("name")
-    if name is not None and not CONFIG_NAME.match(name):
-        raise Malformed("`name` has letters, digits, `.`, `_` and `-`, and at most 100 of them.", parameter="name")
     media_type = _media_type(request)
     if media_type not in ARCHIVES:
         raise WrongMediaType("Send the package as application/gzip (tar) or application/zip.", media_type=media_type)
     async with _received(request, found, found.settings.config_max_bytes, "config package") as upload:
         manifest, content = await anyio.to_thread.run_sync(_take_in, found, upload.path)
     asked = idempotency(request, workspace, content)
-    created = await found.handler.register_config(workspace, name or manifest.name, content, asked)
+    created = await found.handler.register_config(workspace, query.name or manifest.name, content, asked)
     row = await found.database.row("config_page", id=created.id, workspace_id=None, before=FOREVER, limit=1)
-    document = {**snapshots.config(row or {}), "outcome": created.how}
+    document = RegisteredConfig.of({**(row or {}), "outcome": created.how})
     status = 201 if created.how == "created" else 200
     return answers.json(document, status, {"Location": f"/api/v1/configs/{created.id}"})
 
@@ -102,27 +137,30 @@ def _take_in(found: Deployment, archive: Path) -> tuple[Manifest, str]:
 
 
 async def show_config(request: Request) -> Response:
-    """A config at its newest version."""
+    """Show a config at its newest version."""
     found, config_id = deployment(request), request.path_params["config"]
     row = await found.database.row("config_page", id=config_id, workspace_id=None, before=FOREVER, limit=1)
     if row is None:
         raise UnknownThing(f"There is no config {config_id}.")
-    return answers.json(snapshots.config(row))
+    return answers.json(ConfigSnapshot.of(row))
 
 
-async def list_configs(request: Request) -> Response:
-    """The configs of a workspace, newest first."""
-    return await lists.answer(request, "config_page", snapshots.config, id=None, workspace_id=_workspace(request))
+async def list_configs(request: Request, query: lists.Page) -> Response:
+    """List the configs of a workspace.
+
+    Newest first.
+    """
+    workspace = _workspace(request)
+    return await lists.answer(request, query, "config_page", ConfigSnapshot, id=None, workspace_id=workspace)
 
 
-async def store_document(request: Request) -> Response:
-    """Takes in an input file."""
-    found, workspace = deployment(request), _workspace(request)
-    name = request.query_params.get("name", "document")
-    if not _plain_file_name(name):
-        raise Malformed(
-            f"`name` must be a plain file name of at most {FILE_NAME_MAX_BYTES} bytes, without `/`.", parameter="name"
-        )
+async def store_document(request: Request, query: StoreDocument) -> Response:
+    """Keep an input file.
+
+    The `Content-Type` becomes its media type; for `application/octet-stream`, or none, it is guessed from the name. The
+    limit is `ADE_DOCUMENT_MAX_BYTES`.
+    """
+    found, workspace, name = deployment(request), _workspace(request), query.name
     media_type = _media_type(request)
     if media_type in {"", "application/octet-stream"}:
         media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
@@ -145,17 +183,21 @@ def _keep(upload: Path, place: Path) -> None:
 
 
 async def show_document(request: Request) -> Response:
-    """What is known of a document."""
+    """Show what is known of a document."""
     return answers.json(await _document(deployment(request), request.path_params["id"]))
 
 
-async def list_documents(request: Request) -> Response:
-    """The documents of a workspace, newest first."""
-    return await lists.answer(request, "document_page", snapshots.document, id=None, workspace_id=_workspace(request))
+async def list_documents(request: Request, query: lists.Page) -> Response:
+    """List the documents of a workspace.
+
+    Newest first.
+    """
+    workspace = _workspace(request)
+    return await lists.answer(request, query, "document_page", DocumentSnapshot, id=None, workspace_id=workspace)
 
 
 async def document_content(request: Request) -> Response:
-    """The bytes of a document."""
+    """Download a document."""
     found = deployment(request)
     document = await _document(found, request.path_params["id"])
     return answers.download(request, found.files.document(document["sha256"]), document)
@@ -165,7 +207,7 @@ async def _document(found: Deployment, document_id: str) -> dict[str, Any]:
     row = await found.database.row("document_page", id=document_id, workspace_id=None, before=FOREVER, limit=1)
     if row is None:
         raise UnknownThing(f"There is no document {document_id}.")
-    return snapshots.document(row)
+    return DocumentSnapshot.of(row)
 
 
 def _workspace(request: Request) -> str:

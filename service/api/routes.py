@@ -1,0 +1,220 @@
+"""All that can be asked of the API. The app is built from this table, and so is its description."""
+
+from dataclasses import replace
+from typing import Any
+
+from starlette.routing import Route
+
+from service.api import builds, feeds, logs, pages, runs, system, uploads
+from service.api.endpoint import (
+    IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
+    JSON,
+    LAST_EVENT_ID,
+    LOCATION,
+    LOG_ID,
+    RANGES,
+    RETRY_AFTER,
+    STREAM,
+    Answer,
+    Bytes,
+    Endpoint,
+    events,
+    file,
+    lists,
+    logfile,
+    made,
+    shows,
+)
+from service.api.feeds import EventPage
+from service.api.logs import BuildLogs, RunLogs
+from service.api.snapshots import (
+    ArtifactSnapshot,
+    BuildSnapshot,
+    ConfigSnapshot,
+    DocumentSnapshot,
+    RegisteredConfig,
+    RunSnapshot,
+)
+from service.api.system import Head, Health, Readiness, SafeMode, Worker, Workspace
+from service.errors import (
+    AlreadyEnded,
+    BadConfig,
+    BuildInProgress,
+    InSafeMode,
+    NeedsInput,
+    NoEngine,
+    UnknownThing,
+    WrongMediaType,
+)
+from service.roles import Role
+
+PREFIX = "/api/v1"
+
+
+def _get(name: str, path: str, handler: Any, tag: str, *answers: Answer, **more: Any) -> Endpoint:
+    """What every viewer may read."""
+    return Endpoint(name, "GET", path, handler, Role.VIEWER, tag, answers, **more)
+
+
+def _post(name: str, path: str, handler: Any, tag: str, *answers: Answer, **more: Any) -> Endpoint:
+    """What an operator may do."""
+    return Endpoint(name, "POST", path, handler, Role.OPERATOR, tag, answers, **more)
+
+
+def _page(name: str, path: str, handler: Any, media_type: str) -> Endpoint:
+    """What anybody may load."""
+    return Endpoint(name, "GET", path, handler, Role.PUBLIC, "pages", (Answer(200, "As asked.", {media_type: Bytes}),))
+
+
+_CONFIGS = (
+    _get("list_configs", "/workspaces/{ws}/configs", uploads.list_configs, "configs", lists(ConfigSnapshot)),
+    _post(
+        "register_config",
+        "/workspaces/{ws}/configs",
+        uploads.register_config,
+        "configs",
+        made(RegisteredConfig, "The name is new."),
+        made(RegisteredConfig, "The next version of it, or what was there already.", 200),
+        refusals=(WrongMediaType, BadConfig),
+        takes=(IDEMPOTENCY_KEY,),
+        uploads=tuple(sorted(uploads.ARCHIVES)),
+    ),
+    _get("show_config", "/configs/{config}", uploads.show_config, "configs", shows(ConfigSnapshot)),
+)
+
+_DOCUMENTS = (
+    _get("list_documents", "/workspaces/{ws}/documents", uploads.list_documents, "documents", lists(DocumentSnapshot)),
+    _post(
+        "store_document",
+        "/workspaces/{ws}/documents",
+        uploads.store_document,
+        "documents",
+        made(DocumentSnapshot),
+        takes=(IDEMPOTENCY_KEY,),
+        uploads=("*/*",),
+    ),
+    _get("show_document", "/documents/{id}", uploads.show_document, "documents", shows(DocumentSnapshot)),
+    _get(
+        "download_document",
+        "/documents/{id}/content",
+        uploads.document_content,
+        "documents",
+        *file(),
+        takes=(*RANGES, IF_NONE_MATCH),
+    ),
+)
+
+_RUNS = (
+    _post(
+        "create_run",
+        "/configs/{config}/runs",
+        runs.create,
+        "runs",
+        made(RunSnapshot),
+        Answer(200, "With `stream`: the run's events.", STREAM, (LOG_ID,)),
+        refusals=(NeedsInput, NoEngine, BadConfig, InSafeMode),
+        takes=(IDEMPOTENCY_KEY,),
+    ),
+    _get("list_runs", "/runs", runs.listing, "runs", lists(RunSnapshot)),
+    _get("list_runs_of_config", "/configs/{config}/runs", runs.of_config, "runs", lists(RunSnapshot)),
+    _get("list_runs_of_workspace", "/workspaces/{ws}/runs", runs.of_workspace, "runs", lists(RunSnapshot)),
+    _get("show_run", "/runs/{id}", runs.show, "runs", shows(RunSnapshot)),
+    _get("follow_run", "/runs/{id}/events", feeds.run_events, "runs", *events(EventPage), takes=(LAST_EVENT_ID,)),
+    _get("read_run_logs", "/runs/{id}/logs", logs.run_logs, "runs", shows(RunLogs, gives=(LOG_ID,))),
+    _get("download_run_logfile", "/runs/{id}/logfile", feeds.run_logfile, "runs", *logfile(), takes=RANGES),
+    _post(
+        "cancel_run",
+        "/runs/{id}/cancel",
+        runs.cancel,
+        "runs",
+        shows(RunSnapshot, "It was asked to stop.", 202),
+        refusals=(AlreadyEnded,),
+    ),
+    _get("list_artifacts", "/runs/{id}/artifacts", runs.artifacts, "runs", lists(ArtifactSnapshot)),
+    _get(
+        "download_artifact",
+        "/artifacts/{id}/content",
+        runs.artifact_content,
+        "runs",
+        *file(),
+        takes=(*RANGES, IF_NONE_MATCH),
+    ),
+)
+
+_ENSURE = _post(
+    "ensure_build",
+    "/workspaces/{ws}/configs/{config}/builds",
+    builds.ensure,
+    "builds",
+    made(BuildSnapshot),
+    Answer(200, "One that is there already, or the events of either.", {JSON: BuildSnapshot, **STREAM}, (LOCATION,)),
+    refusals=(BuildInProgress, NoEngine, BadConfig, InSafeMode),
+    takes=(IDEMPOTENCY_KEY,),
+)
+
+_BUILDS = (
+    _ENSURE,
+    replace(
+        _ENSURE,
+        name="ensure_build_of_configuration",
+        path="/workspaces/{ws}/configurations/{config}/builds",
+        handler=builds.ensure_spelled_out,
+    ),
+    _get("list_builds", "/builds", builds.listing, "builds", lists(BuildSnapshot)),
+    _get("show_build", "/builds/{id}", builds.show, "builds", shows(BuildSnapshot)),
+    _get(
+        "follow_build", "/builds/{id}/events", feeds.build_events, "builds", *events(EventPage), takes=(LAST_EVENT_ID,)
+    ),
+    _get("read_build_logs", "/builds/{id}/logs", logs.build_logs, "builds", shows(BuildLogs, gives=(LOG_ID,))),
+    _get("download_build_logfile", "/builds/{id}/logfile", feeds.build_logfile, "builds", *logfile(), takes=RANGES),
+    _post(
+        "cancel_build",
+        "/builds/{id}/cancel",
+        builds.cancel,
+        "builds",
+        shows(BuildSnapshot, "It was asked to stop.", 202),
+        refusals=(AlreadyEnded,),
+    ),
+)
+
+_LOG = (
+    _get(
+        "follow_log",
+        "/events",
+        feeds.log_events,
+        "log",
+        *events(EventPage, bookmarks=True),
+        refusals=(UnknownThing,),
+        takes=(LAST_EVENT_ID,),
+    ),
+    _get("show_head", "/events/head", system.head, "log", shows(Head)),
+)
+
+_SERVICE = (
+    _get("list_workspaces", "/workspaces", system.workspaces, "service", lists(Workspace)),
+    _get("list_workers", "/workers", system.workers, "service", lists(Worker)),
+    _get("show_safe_mode", "/safe-mode", system.safe_mode, "service", shows(SafeMode)),
+    replace(
+        _post("switch_safe_mode", "/safe-mode", system.switch_safe_mode, "service", shows(SafeMode, "As it is now.")),
+        role=Role.ADMIN,
+    ),
+)
+
+_UNREADY = Answer(503, "No, and why not.", {JSON: Readiness}, (RETRY_AFTER,))
+_ROOT = (
+    Endpoint("health", "GET", "/health", system.health, Role.PUBLIC, "service", (shows(Health),)),
+    Endpoint("ready", "GET", "/ready", system.ready, Role.PUBLIC, "service", (shows(Readiness, "Yes."), _UNREADY)),
+    _page("console", "/", pages.console, "text/html"),
+    _page("console_script", "/console.js", pages.console_script, "text/javascript"),
+    _page("docs", "/docs", pages.docs, "text/html"),
+    _page("openapi", "/openapi.json", pages.openapi, JSON),
+)
+
+_V1 = (*_CONFIGS, *_DOCUMENTS, *_RUNS, *_BUILDS, *_LOG, *_SERVICE)
+ENDPOINTS = (*(replace(endpoint, path=PREFIX + endpoint.path) for endpoint in _V1), *_ROOT)
+
+
+def routes() -> list[Route]:
+    """The routes of the app, in the order of the table."""
+    return [Route(one.path, one.answer, methods=[one.method], name=one.name) for one in ENDPOINTS]

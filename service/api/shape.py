@@ -1,0 +1,70 @@
+"""What an answer looks like, field by field: the one description of its shape, by which it is also made.
+
+Times come as Unix seconds, and beside them as RFC 3339.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from pydantic import Field
+
+Row = Mapping[str, Any]
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """Unix seconds as RFC 3339, to the microsecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _rfc3339(row: Row, name: str) -> str | None:
+    return rfc3339(row.get(name))
+
+
+def _seconds(row: Row, name: str) -> int | None:
+    at = row[f"{name}_at"]
+    return None if at is None else int(at)
+
+
+_DateTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Moment = Annotated[_DateTime, _rfc3339]
+MaybeMoment = Annotated[_DateTime | None, _rfc3339]
+Seconds = Annotated[int, _seconds]
+MaybeSeconds = Annotated[int | None, _seconds]
+
+
+class Shape(pydantic.BaseModel):
+    """A JSON object that the service answers with: every field, each time."""
+
+    model_config = pydantic.ConfigDict(json_schema_serialization_defaults_required=True)
+
+    _fields: ClassVar[list[tuple[str, Callable[[Row, str], Any] | None]]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        readers = {_rfc3339, _seconds}
+        cls._fields = [
+            (name, next((one for one in field.metadata if callable(one) and one in readers), None))
+            for name, field in cls.model_fields.items()
+        ]
+
+    @classmethod
+    def of(cls, row: Row) -> dict[str, Any]:
+        """The object for a row, whose times are Unix seconds. What a default is for may be missing in it.
+
+        A dict, unvalidated: a list of 200 runs takes 1 ms less than as models, and a status that a newer release wrote
+        into the log is served by this one as well.
+        """
+        made: dict[str, Any] = {}
+        for name, reader in cls._fields:
+            if reader is not None:
+                made[name] = reader(row, name)
+            elif name in row:
+                made[name] = row[name]
+            else:
+                made[name] = cls.model_fields[name].get_default(call_default_factory=True)
+        return made
