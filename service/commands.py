@@ -40,18 +40,34 @@ class RunOptions(BaseModel):
         [], max_length=1000, description="Input documents, in the order of `{inputs}`."
     )
     engine_args: list[Argument] = Field([], max_length=1000, description="Appended to the config's command.")
-    dry_run: bool = Field(False, description="Everything but the engine.")
-    validate_only: bool = Field(False, description="The config's validate command in place of its command.")
+    dry_run: bool = Field(
+        False, description="All but the engine: inputs, venv and secrets are made ready, and the run has succeeded."
+    )
+    validate_only: bool = Field(
+        False,
+        description="The config's `validate` command in place of its `command`; without one, the run has succeeded.",
+    )
     force_rebuild: bool = Field(False, description="A new build, even where one could be reused.")
-    timeout_s: int | None = Field(None, ge=1, le=7 * 24 * 3600, description="From `run.started`.")
+    timeout_s: int | None = Field(
+        None,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="Seconds from `run.started`; else the config's, else `ADE_RUN_TIMEOUT_SECONDS`.",
+    )
     max_attempts: int | None = Field(
-        None, ge=1, le=MAX_ATTEMPTS, description="How often it may be begun, where its worker is lost."
+        None,
+        ge=1,
+        le=MAX_ATTEMPTS,
+        description="How often it may be begun, where its worker is lost; else the config's, else"
+        " `ADE_RUN_MAX_ATTEMPTS`. More than 1 says that the engine may be repeated.",
     )
     metadata: dict[MetadataName, MetadataValue] = Field(
-        {}, max_length=32, description="Yours; it comes back with the run's events."
+        {},
+        max_length=32,
+        description="Up to 32 texts of yours, names of 64 and values of 512 characters; lists find them with `q`.",
     )
     cancel_on_disconnect: bool = Field(
-        False, description="Cancels the run when the client that created and streams it hangs up."
+        False, description="Cancels the run 5 s after the client that created and streams it hangs up."
     )
 
 

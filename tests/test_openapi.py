@@ -102,7 +102,7 @@ def test_a_validator_accepts_it() -> None:
 def test_a_generator_of_typescript_clients_accepts_it(tmp_path: Path) -> None:
     """And what it makes tells right from wrong: a client compiles, one with a status that no run has does not."""
     generator, compiler = MODULES / "openapi-typescript/bin/cli.js", MODULES / "typescript/bin/tsc"
-    made = ["-o", tmp_path / "api.ts", "--default-non-nullable", "false"]  # what has a default may be left out
+    made = ["-o", str(tmp_path / "api.ts"), "--default-non-nullable", "false"]  # what has a default may be left out
     subprocess.run([NODE, generator, REFERENCE / "openapi.json", *made], check=True)
     (tmp_path / "right.ts").write_text(CLIENT)
     (tmp_path / "wrong.ts").write_text(CLIENT + WRONG)

@@ -59,7 +59,7 @@ def _foreign(headers: Headers, path: str) -> str | None:
     if origin is not None and origin.split("//", 1)[-1] != host:
         return f"`Origin: {origin}` is another site."
     site = headers.get("sec-fetch-site", "none")
-    opened = headers.get("sec-fetch-mode") == "navigate" and path == "/"  # a link to the console may be followed
+    opened = headers.get("sec-fetch-mode") == "navigate" and path in {"/", "/docs"}  # a link to a page may be followed
     if site not in {"none", "same-origin"} and not opened:
         return f"`Sec-Fetch-Site: {site}`: the request was caused by another site."
     return None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticUndefined
 
 Row = Mapping[str, Any]
 
@@ -41,30 +42,27 @@ class Shape(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(json_schema_serialization_defaults_required=True)
 
-    _fields: ClassVar[list[tuple[str, Callable[[Row, str], Any] | None]]]
+    _fields: ClassVar[list[tuple[str, Callable[[Row, str], Any] | None, Any]]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         super().__pydantic_init_subclass__(**options)
-        readers = {_rfc3339, _seconds}
+        readers = (_rfc3339, _seconds)
         cls._fields = [
-            (name, next((one for one in field.metadata if callable(one) and one in readers), None))
+            (name, next((reader for reader in readers if reader in field.metadata), None), field.get_default())
             for name, field in cls.model_fields.items()
         ]
 
     @classmethod
     def of(cls, row: Row) -> dict[str, Any]:
-        """The object for a row, whose times are Unix seconds. What a default is for may be missing in it.
+        """The object for a row, whose times are Unix seconds. What has a default may be missing in it.
 
-        A dict, unvalidated: a list of 200 runs takes 1 ms less than as models, and a status that a newer release wrote
-        into the log is served by this one as well.
+        A dict, unvalidated: 200 runs take 0.6 ms less than as models, and a status that a newer release wrote into the
+        log is served by this one as well. That all fits nevertheless is what tests/test_openapi.py looks at.
         """
-        made: dict[str, Any] = {}
-        for name, reader in cls._fields:
-            if reader is not None:
-                made[name] = reader(row, name)
-            elif name in row:
-                made[name] = row[name]
-            else:
-                made[name] = cls.model_fields[name].get_default(call_default_factory=True)
-        return made
+        return {
+            name: (row[name] if default is PydanticUndefined else row.get(name, default))
+            if reader is None
+            else reader(row, name)
+            for name, reader, default in cls._fields
+        }
