@@ -83,7 +83,7 @@ def test_everything_is_described_in_words() -> None:
 
 
 def test_reading_asks_for_less_than_changing() -> None:
-    """Whoever only reads is a viewer, and nothing that changes anything is public. Seen to fail with viewers that post."""
+    """Whoever only reads is a viewer, and nothing that changes is public. Seen to fail with viewers that post."""
     roles = {one.method: set[Role]() for one in ENDPOINTS}
     for one in ENDPOINTS:
         roles[one.method].add(one.role)

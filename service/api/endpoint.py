@@ -70,6 +70,7 @@ CONTENT_RANGE = Header("Content-Range", "Which bytes these are, of how many.")
 RETRY_AFTER = Header("Retry-After", "When to come back, in seconds.", "integer")
 
 RANGES = (RANGE, IF_RANGE)
+OVER = Answer(204, "SSE from the terminal event on: there is nothing more, ever. It stops a browser's `EventSource`.")
 STREAM: Mapping[str, Lines] = {Form.NDJSON.value: Lines(), Form.SSE.value: Lines()}
 
 
@@ -96,13 +97,10 @@ def lists(item: type[Shape]) -> Answer:
     return Answer(200, "A page of the list.", {JSON: _list_of(item)}, (LINK,))
 
 
-def events(page: type[Shape], *, bookmarks: bool = False) -> tuple[Answer, ...]:
+def events(page: type[Shape], *, bookmarks: bool = False) -> Answer:
     """Events in every form."""
     lines = dict.fromkeys((Form.NDJSON.value, Form.JSONL.value, Form.SSE.value), Lines(bookmarks))
-    return (
-        Answer(200, "A page, or a stream, by `Accept` and `stream`.", {JSON: page, **lines}, (LOG_ID,)),
-        Answer(204, "SSE from the terminal event on: there is nothing more, ever. It stops a browser's `EventSource`."),
-    )
+    return Answer(200, "A page, or a stream, by `Accept` and `stream`.", {JSON: page, **lines}, (LOG_ID,))
 
 
 def logfile() -> tuple[Answer, ...]:
