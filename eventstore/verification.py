@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from eventstore.database import Database
-from eventstore.log import FOREVER, Log
+from eventstore.log import FOREVER, Identity, Log
 from eventstore.seals import GENESIS, SEAL_EVENTS, Place, Seal, event_hash, link, marks, sealed
 
 PAGE_IDS = 4 * SEAL_EVENTS
@@ -65,7 +65,8 @@ async def verify(
 ) -> Verified:
     """Compares ``first..last`` with the seals, while appends go on.
 
-    It begins after a seal; of a part of the log, the chain at that seal is believed. ``kept`` is how the chain stood
+    It begins after a seal; of a part of the log, the chain at that seal is believed. Of the whole log it also looks at
+    the segments, which lead a reader to the events of a stream. ``kept`` is how the chain stood
     when somebody looked, and needs the log from its beginning. ``progress`` is told the id reached, and the last one.
     """
     row = await database.row("seal_before", id=first)
@@ -85,8 +86,28 @@ async def verify(
         report.found(identity.head + 1, f"is missing, and so is all that was sealed after it, up to {end.id}")
     elif kept is not None and kept.id > identity.head:
         report.found(identity.head + 1, f"is missing: the log had {kept.id} events when the head was kept")
+    if (first, last) == (1, FOREVER) and report.count == 0:  # else it is the events that are not what they were
+        await _judge_segments(database, identity, report)
     report.findings.sort(key=lambda finding: finding.id)
     return report
+
+
+async def _judge_segments(database: Database, identity: Identity, report: Verified) -> None:
+    """Whether the segments lead to every event, in its place: who reads a feed sees what they lead to, and no more."""
+    stream, last_id, led = "", 0, 0
+    while rows := await database.rows("misplaced", stream=stream, last_id=last_id, upto=identity.head):
+        for row in rows:
+            led += row["last_id"] - row["first_id"] + 1
+            if row["wrong"]:
+                report.found(
+                    row["first_id"],
+                    f"is not where {row['stream']} is read: its segment, or the one before, was changed",
+                )
+        stream, last_id = rows[-1]["stream"], rows[-1]["last_id"]
+    if report.count == 0 and led != identity.head - identity.oldest + (identity.head > 0):
+        row = await database.row("unled", upto=identity.head)
+        if row is not None:
+            report.found(row["id"], "is not read with its stream: its segment is gone")
 
 
 class _Walk:

@@ -371,6 +371,23 @@ async def test_any_damage_is_found_and_named(whole: Whole, damage: str, data: st
             ["UPDATE seals SET marks = sha256(marks) || sha256(marks) WHERE upto = 16"],
             ["9 is under a seal whose marks were changed, the one up to 16"],
         ),
+        (
+            ["DELETE FROM segments WHERE last_id = 8"],
+            ["24 is not where job_1 is read: its segment, or the one before, was changed"],
+        ),
+        (["DELETE FROM segments WHERE last_id = 40"], ["24 is not read with its stream: its segment is gone"]),
+        (
+            ["DELETE FROM segments WHERE last_id = 40", "UPDATE segments SET stream = 'job_9' WHERE last_id = 7"],
+            ["1 is not where job_9 is read: its segment, or the one before, was changed"],
+        ),
+        (
+            ["UPDATE segments SET first_id = first_id + 1 WHERE last_id = 20"],
+            ["10 is not where job_2 is read: its segment, or the one before, was changed"],
+        ),
+        (
+            ["UPDATE segments SET last_seq = last_seq + 1 WHERE last_id = 20"],
+            ["9 is not where job_2 is read: its segment, or the one before, was changed"],
+        ),
     ],
 )  # fmt: skip
 async def test_what_is_said_of_some_damages(whole: Whole, statements: list[str], expected: list[str]) -> None:
@@ -412,6 +429,8 @@ async def place_at(whole: Whole, event_id: int) -> Place:
 REWRITE = ("UPDATE events SET data = '{}' WHERE id = %(at)s", "DELETE FROM seals")
 CUT = (
     "DELETE FROM events WHERE id >= %(at)s",
+    """UPDATE segments SET last_seq = last_seq - (last_id - %(at)s + 1), last_id = %(at)s - 1
+       WHERE first_id < %(at)s AND last_id >= %(at)s""",
     "DELETE FROM segments WHERE last_id >= %(at)s",
     "DELETE FROM streams WHERE first_id >= %(at)s",
     "DELETE FROM seals",
