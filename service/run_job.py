@@ -30,11 +30,13 @@ from service.writer import Decision, Writer, patiently
 
 OUT_OF_RESOURCES: Mapping[str | None, str] = {
     "SIGXCPU": "CPU time (ADE_WORKER_CPU_SECONDS)",
+    "cpu": "CPU time (ADE_WORKER_CPU_SECONDS)",
+    "memory": "memory (ADE_WORKER_MEM_MB)",
     "SIGXFSZ": "file size (ADE_WORKER_FSIZE_MB)",
     "processes": "number of processes (ADE_WORKER_PROCESSES)",
     "disk": "disk space (ADE_WORKER_DISK_MB)",
 }
-"""By the signal that the kernel sends, or by the limit for which the supervisor killed it."""
+"""By the signal that the kernel sends, or by the limit that its supervisor tells of."""
 CANCELED = run_completed("canceled", "canceled", summary="Canceled before the engine started")
 NO_VENV = 2
 """The exit code of a run whose venv is gone and cannot be made again."""

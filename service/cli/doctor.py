@@ -17,6 +17,7 @@ from service.cli.serve import log_to_stderr, postgres
 from service.engine_account import EngineAccount
 from service.files import Files
 from service.settings import Settings
+from service.work import cgroup
 from service.work.installer import CommandFailed, python_version
 
 
@@ -54,8 +55,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     account = EngineAccount.choose(settings)
     found = f"engines run as {account.account.name}" if account.account else "engines run as the service's own user"
     yield Finding("account", found, account.notice)
-    # Counting needs no right and no set-up; the kernel's own limit needs a control group that is delegated to us.
-    yield Finding("processes", f"at most {settings.worker_processes} of an engine, counted by its supervisor")
+    yield Finding("processes", f"at most {settings.worker_processes} of an engine, {_who_limits()}")
     files = Files.of(settings)
     for folder in dict.fromkeys((files.data, files.venvs, files.runs)):
         yield _disk(folder, settings.disk_free_min_mb)
@@ -67,6 +67,16 @@ def _python(settings: Settings) -> Finding:
     except (CommandFailed, OSError) as error:
         return Finding("python", f"{settings.python}: {error}", "Set ADE_PYTHON_BIN to a Python that runs.")
     return Finding("python", f"{version} at {settings.python}")
+
+
+def _who_limits() -> str:
+    """Of the service that runs on this machine; where none does, of one that would be started here."""
+    if homes := cgroup.homes():
+        return f"by its control group below {' or '.join(map(str, sorted(homes)))}"
+    try:
+        return f"by its control group, where the service is alone in {cgroup.delegated()}"
+    except cgroup.NotDelegated as why:
+        return f"counted by its supervisor. For control groups: {why}"
 
 
 def _disk(folder: Path, least_mb: int) -> Finding:

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from service.api.streams import SEND_TIMEOUT_S
 from service.files import Files
 from service.handler import Handler
 from service.settings import Settings
+from service.work import cgroup
 from service.work.installer import python_version
 from service.work.process import Child, spawn
 from service.worker import Worker
@@ -105,6 +106,8 @@ def serve(
     if not is_loopback(host):
         logger.error("Refusing to listen on %s: there are no API keys yet, so only loopback is safe.", host)
         raise typer.Exit(2)
+    with suppress(cgroup.NotDelegated):  # the worker will say so
+        cgroup.claim()
     with postgres(settings) as database:
         anyio.run(migrate, database.url)
         Files.of(settings).make()
@@ -238,6 +241,10 @@ def worker(quiet: bool = False) -> None:
     settings = Settings()
     log_to_stderr(quiet=quiet)
     Files.of(settings).make()
+    try:
+        logger.info("engines are limited by control groups below %s", cgroup.claim())
+    except cgroup.NotDelegated as why:
+        logger.info("engines are limited process by process, and counted. For control groups: %s", why)
     with postgres(settings) as database:
         calm_collector()
         anyio.run(_work, settings, database.url)

@@ -2,7 +2,8 @@
 
 A supervisor kills its engine when its worker is gone. But a supervisor can be stopped or killed itself, and a worker
 can be stopped while another one takes its work. So whoever takes over looks here first. What an engine started without
-its environment is found as well, as long as it descends from something that has the mark: the supervisor has it too.
+its environment is found as well, as long as it descends from something that has the mark: the supervisor has it too;
+or as long as it is in a control group of that run or build.
 """
 
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.work import supervisor
+from service.work import cgroup, supervisor
 
 RUN_MARK: Final = "ADE_RUN_ID"
 BUILD_MARK: Final = "ADE_BUILD_ID"
@@ -44,25 +45,30 @@ def mark_of_stream(stream: str) -> dict[str, str]:
 def kill(mark: Mark) -> Killed | None:
     """No process with this mark lives here afterwards, nor what descends from it; None where there was none. Blocks."""
     wanted = {f"{name}={value}".encode() for name, value in mark.items()}
+    groups = [group for stream in mark.values() for _, group in cgroup.groups(stream)]
     deadline = time.monotonic() + KILL_SECONDS
     found = False
-    while living := _living(wanted):
+    while living := _living(wanted).union(*map(cgroup.members, groups)):
         if time.monotonic() > deadline:
             return Killed(len(living))
         found = True
+        for group in groups:
+            cgroup.kill(group)
         # A supervisor is its engine's reaper: what hides below it would be lost from sight if it went first.
         engines = {process for process in living if not _is_supervisor(process)}
         for process in engines or living:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(PAUSE_S)
+    for group in groups:
+        cgroup.remove(group)
     return Killed(0) if found else None
 
 
 def streams() -> set[str]:
-    """The runs and builds that have a process on this machine."""
+    """The runs and builds that have a process on this machine, or a control group."""
     names = (f"{RUN_MARK}=".encode(), f"{BUILD_MARK}=".encode())
-    return {
+    return {stream for stream, _ in cgroup.groups()} | {
         variable.partition(b"=")[2].decode("utf-8", "replace")
         for _, environment in _environments()
         for variable in environment

@@ -30,7 +30,7 @@ from typing import Final
 
 import anyio
 
-from service.work import leftovers, supervisor
+from service.work import cgroup, leftovers, supervisor
 from service.work.lines import StreamName
 
 PIPE_BYTES: Final = 256 * 1024
@@ -48,10 +48,10 @@ _NEXT: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of each process of an engine: beyond them come SIGXCPU, no more memory, and SIGXFSZ.
+    """How far an engine may go. Beyond most of them it is killed, and `Exit.exceeded` tells which it was.
 
-    Of all of them together: `processes`, and `disk_bytes` in the working folder. Beyond them the engine is killed, and
-    `Exit.exceeded` tells which it was.
+    `processes`, and `disk_bytes` in the working folder, are of all its processes together; so are CPU time and memory
+    in a control group. Elsewhere those are of each process, as `file_bytes` always is: SIGXCPU, no memory, SIGXFSZ.
     """
 
     cpu_seconds: int | None = None
@@ -95,7 +95,7 @@ class Exit:
 
     Of an engine also: `killed`, how many processes it had left behind; `survivors`, how many of them SIGKILL did not
     end in time; `cut`, the streams that a process from outside held open, so that they had no end of their own;
-    `exceeded`, the limit (`processes`, `disk`) for which it was killed.
+    `exceeded`, the limit (`cpu`, `memory`, `processes`, `disk`) for which it was killed, or refused something.
     """
 
     code: int | None
@@ -383,6 +383,7 @@ def _supervise(command: Command, control: int, stdout: int, stderr: int) -> Chil
     It carries the mark of its engine, so that it is found with it.
     """
     account, limits = command.account, command.limits
+    mark, home = leftovers.mark_of(command.env), cgroup.home_of()
     fields: list[object] = [
         command.cwd,
         limits.cpu_seconds,
@@ -392,6 +393,7 @@ def _supervise(command: Command, control: int, stdout: int, stderr: int) -> Chil
         limits.disk_bytes,
         account and account.uid,
         account and account.gid,
+        home / next(iter(mark.values())) if home and mark else None,
         len(command.argv),
         *command.argv,
         *(f"{name}={value}" for name, value in command.env.items()),
@@ -409,7 +411,7 @@ def _supervise(command: Command, control: int, stdout: int, stderr: int) -> Chil
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env=leftovers.mark_of(command.env),
+                env=mark,
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
         )

@@ -4,17 +4,18 @@
 
 It needs Linux and the standard library, not the program's venv. It is the subreaper of its engine: whatever the engine
 starts descends from this process for ever, also after `setsid` or a double fork. So "this process has no child left" is
-the proof that nothing of the engine lives.
+the proof that nothing of the engine lives. Where it is told a control group to make, the kernel limits and kills the
+engine as a whole; elsewhere each process is limited, and they are counted and killed one by one.
 
 - The command: fields that end with NUL, so that all that an exec takes can be said: working folder; CPU seconds, bytes
-  of address space, bytes of a file, processes, bytes in the working folder, uid, gid (each may be empty: none); number
-  of arguments; arguments; NAME=value …
+  of memory, bytes of a file, processes, bytes in the working folder, uid, gid, the control group (each may be empty:
+  none); number of arguments; arguments; NAME=value …
 - Facts, a line each: `started PID`, or `failed STEP ERRNO`; `signaled SIGNAL SURVIVORS`; `exceeded LIMIT`; `exited
   STATUS KILLED SURVIVORS`. STATUS is the exit code or minus the signal; KILLED is what the engine's main process left
   behind.
 - Orders, a line each: `signal SIGNAL`, to the engine's process group; `kill`, everything.
 - At the end of file of CONTROL the worker is gone: everything is killed. So it is when the engine's main process ends,
-  and when there are more processes or bytes than the engine may have: no kernel limits those for an engine alone.
+  and when it is beyond a limit that is looked at from here.
 
 Every run waits for this to start, so it imports what is cheap: json, ctypes and signal took 7 ms of 13.
 """
@@ -50,14 +51,16 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     command = os.read(0, os.fstat(0).st_size)
+    folder, cpu, memory, _, processes, disk, _, _, group, *_ = command.split(b"\0")
+    tree = Group(group, cpu, memory, processes) if group else Tree(cpu, memory, processes)
     try:
-        engine = start(command, stdout, stderr)
+        engine = start(command, tree, stdout, stderr)
     except StartError as error:
+        tree.close()
         say(control, f"failed {error.step} {error.number}")
         return
     say(control, f"started {engine}")
-    folder, _, _, _, processes, disk, *_ = command.split(b"\0")
-    Supervisor(control, engine, Allowance(folder, processes, disk)).run()
+    Supervisor(control, engine, tree, Allowance(tree, folder, disk)).run()
 
 
 class StartError(Exception):
@@ -67,8 +70,12 @@ class StartError(Exception):
         self.step, self.number = step, number
 
 
-def start(command: bytes, stdout: int, stderr: int) -> int:
+def start(command: bytes, tree: "Tree", stdout: int, stderr: int) -> int:
     """Start the engine and return its process id. From then on the two pipes are the engine's alone."""
+    try:
+        tree.open()
+    except OSError as error:
+        raise StartError("control group", error.errno or 0) from error
     supervisor = os.getpid()
     reader, writer = os.pipe()
     try:
@@ -76,7 +83,7 @@ def start(command: bytes, stdout: int, stderr: int) -> int:
     except OSError as error:
         raise StartError("process", error.errno or 0) from error
     if engine == 0:
-        become(command, stdout, stderr, report=writer, supervisor=supervisor)
+        become(command, tree, stdout, stderr, report=writer, supervisor=supervisor)
     for descriptor in (writer, stdout, stderr):
         os.close(descriptor)
     failure = os.read(reader, 64).decode()  # empty when the exec has closed the other end
@@ -88,9 +95,9 @@ def start(command: bytes, stdout: int, stderr: int) -> int:
     return engine
 
 
-def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor: int) -> None:
+def become(command: bytes, tree: "Tree", stdout: int, stderr: int, *, report: int, supervisor: int) -> None:
     """Turn into the engine, or report which step failed. Never returns."""
-    folder, cpu, memory, file, _, _, uid, gid, count, *rest = command.split(b"\0")[:-1]
+    folder, _, _, file, _, _, uid, gid, _, count, *rest = command.split(b"\0")[:-1]
     arguments, variables = rest[: int(count)], rest[int(count) :]
     step, number = "process", errno.EINVAL  # what an error without a number amounts to: a value too large
     try:
@@ -101,6 +108,10 @@ def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for place, descriptor in enumerate((os.open("/dev/null", os.O_RDONLY), stdout, stderr)):
             os.dup2(descriptor, place)
+        step = "limits"
+        limit(resource.RLIMIT_CORE, b"0")
+        limit(resource.RLIMIT_FSIZE, file)
+        tree.enter()  # as who the service is: an engine's account may not
         step = "account"
         if uid:
             os.setgroups([])
@@ -112,11 +123,6 @@ def become(command: bytes, stdout: int, stderr: int, *, report: int, supervisor:
             os._exit(127)
         step = "folder"
         os.chdir(folder)
-        step = "limits"
-        limit(resource.RLIMIT_CORE, b"0")
-        limit(resource.RLIMIT_FSIZE, file)
-        limit(resource.RLIMIT_CPU, cpu, grace=CPU_GRACE_SECONDS)
-        limit(resource.RLIMIT_AS, memory)
         step = "program"
         environment = dict(variable.split(b"=", 1) for variable in variables)
         os.execvpe(arguments[0], arguments, environment)  # noqa: S606 - running it is what this is for
@@ -137,18 +143,96 @@ def limit(kind: int, value: bytes, *, grace: int = 0) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
+class Tree:
+    """All that descends from here. Its processes are limited one by one; how many they are is counted."""
+
+    def __init__(self, cpu: bytes, memory: bytes, processes: bytes) -> None:
+        self.cpu, self.memory, self.processes = cpu, memory, processes
+        self.looked_at = bool(processes)  # whether a limit of it is kept by looking
+
+    def open(self) -> None:
+        """Be ready for the engine."""
+
+    def enter(self) -> None:
+        """Called by the engine before its exec: from here on it is limited."""
+        limit(resource.RLIMIT_CPU, self.cpu, grace=CPU_GRACE_SECONDS)
+        limit(resource.RLIMIT_AS, self.memory)
+
+    def exceeded(self) -> str | None:
+        """The limit that is passed."""
+        return "processes" if self.processes and len(descendants()) > int(self.processes) else None
+
+    def kill(self, living: dict[int, int]) -> None:
+        # By group, since that also reaches the child that a process is forking at this moment. No group holds a
+        # process from outside: a group never spans two sessions, and the engine began its own.
+        for group in set(living.values()):
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue  # ended by itself; or it is not ours to kill, and counts as a survivor
+
+    def close(self) -> None:
+        """The end."""
+
+
+class Group(Tree):
+    """All that descends from here, in a control group: limited as a whole, killed at one stroke."""
+
+    def __init__(self, path: bytes, cpu: bytes, memory: bytes, processes: bytes) -> None:
+        super().__init__(cpu, memory, processes)
+        self.looked_at = bool(cpu or processes)
+        self.path = path + b".%d" % os.getpid()  # never that of an attempt before, in which something may hang
+
+    def open(self) -> None:
+        os.mkdir(self.path)  # noqa: PTH102 - pathlib costs 3 ms
+        if self.processes:
+            self.write(b"pids.max", self.processes)
+        if self.memory:
+            self.write(b"memory.max", self.memory)
+            self.write(b"memory.oom.group", b"1")
+            if os.path.exists(self.path + b"/memory.swap.max"):  # noqa: PTH110 - as above
+                self.write(b"memory.swap.max", b"0")
+
+    def enter(self) -> None:
+        self.write(b"cgroup.procs", b"0")
+
+    def exceeded(self) -> str | None:
+        """The limit that is passed, or was by what has ended."""
+        if self.cpu and self.read(b"cpu.stat")[b"usage_usec"] >= int(self.cpu) * 1_000_000:
+            return "cpu"
+        if self.read(b"pids.events")[b"max"]:
+            return "processes"
+        memory = self.read(b"memory.events")
+        return "memory" if memory[b"oom"] and memory[b"oom_kill"] else None  # without `oom` for a limit above its own
+
+    def kill(self, living: dict[int, int]) -> None:
+        self.write(b"cgroup.kill", b"1")
+        super().kill(living)  # also what left the group, as an engine can that is the service's own user
+
+    def close(self) -> None:
+        remove_group(self.path)
+
+    def write(self, name: bytes, value: bytes) -> None:
+        with open(self.path + b"/" + name, "wb", 0) as file:  # noqa: PTH123 - as above
+            file.write(value)
+
+    def read(self, name: bytes) -> dict[bytes, int]:
+        with open(self.path + b"/" + name, "rb") as file:  # noqa: PTH123 - as above
+            return {key: int(value) for key, value in map(bytes.split, file)}
+
+
 class Allowance:
     """What an engine may have as a whole, looked at now and then."""
 
-    def __init__(self, folder: bytes, processes: bytes, disk: bytes) -> None:
+    def __init__(self, tree: Tree, folder: bytes, disk: bytes) -> None:
+        self.tree = tree
         self.folder = folder
-        self.processes = int(processes) if processes else None
         self.disk = int(disk) if disk else None
         self.next_look = time.monotonic()
 
     def wait(self) -> float | None:
         """Milliseconds until the next look; None: there is nothing to look at."""
-        if self.processes is None and self.disk is None:
+        if not self.tree.looked_at and self.disk is None:
             return None
         return max(0.0, self.next_look - time.monotonic()) * 1000
 
@@ -157,10 +241,8 @@ class Allowance:
         if self.wait() != 0:
             return None
         began = time.monotonic()
-        found = None
-        if self.processes is not None and len(descendants()) > self.processes:
-            found = "processes"
-        elif self.disk is not None and folder_bytes(self.folder) > self.disk:
+        found = self.tree.exceeded()
+        if found is None and self.disk is not None and folder_bytes(self.folder) > self.disk:
             found = "disk"
         ended = time.monotonic()
         self.next_look = ended + max(LOOK_SECONDS, (ended - began) * LOOK_SHARE)
@@ -170,9 +252,10 @@ class Allowance:
 class Supervisor:
     """What happens after the start, until nothing of the engine is left."""
 
-    def __init__(self, control: int, engine: int, allowance: Allowance) -> None:
+    def __init__(self, control: int, engine: int, tree: Tree, allowance: Allowance) -> None:
         self.control = control
         self.engine = engine
+        self.tree = tree
         self.allowance = allowance
         self.status: int | None = None  # of the engine's main process, once it has ended
         self.killed: set[int] = set()
@@ -187,9 +270,9 @@ class Supervisor:
         events.register(self.wake, select.POLLIN)
         events.register(self.control, select.POLLIN)
         worker_lives = True
+        passed = None
         while worker_lives and self.status is None:
             if passed := self.allowance.exceeded():
-                say(self.control, f"exceeded {passed}")
                 break
             for descriptor, _ in events.poll(self.allowance.wait()):
                 if descriptor == self.wake:
@@ -198,6 +281,9 @@ class Supervisor:
                 else:
                     worker_lives = self.obey()
         survivors = self.kill()
+        if passed := passed or self.tree.exceeded():
+            say(self.control, f"exceeded {passed}")
+        self.tree.close()
         status = -signal.SIGKILL if self.status is None else self.status  # None: it hangs, and will die of that
         say(self.control, f"exited {status} {len(self.killed)} {survivors}")
 
@@ -239,13 +325,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 return len(living)
             self.killed |= living.keys() - {self.engine}
-            # By group, since that also reaches the child that a process is forking at this moment. No group holds a
-            # process from outside: a group never spans two sessions, and the engine began its own.
-            for group in set(living.values()):
-                try:
-                    os.killpg(group, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    continue  # ended by itself; or it is not ours to kill, and counts as a survivor
+            self.tree.kill(living)
             self.rest(10)
         return 0
 
@@ -294,6 +374,15 @@ def descendants(*of: int) -> dict[int, int]:
             if lives:
                 living[process] = group
     return living
+
+
+def remove_group(path: bytes) -> None:
+    """Remove a control group, with those that an engine made in it. One in which something hangs stays."""
+    for folder, _, _ in os.walk(path, topdown=False):
+        try:
+            os.rmdir(folder)  # noqa: PTH106 - as above
+        except OSError:
+            return
 
 
 def say(control: int, fact: str) -> None:

@@ -1,0 +1,74 @@
+#!/bin/sh
+# Runs a command in a virtual machine that is made for it: Debian's kernel, control groups v2, and the files of this
+# machine, which it can read and not change: what it writes is in its memory, and gone with it.
+#
+#     tests/in_a_machine.sh .venv/bin/python -m pytest tests/test_cgroup.py
+#
+# The command is alone in a control group, as a service with `Delegate=yes` is. MACHINE_USER=nobody runs it as that user.
+# Needs the Debian packages qemu-system-x86, busybox-static, cpio and kmod, and no right to install a kernel.
+set -eu
+kernel=${MACHINE_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/ade-machine}
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
+
+if [ ! -e "$kernel/boot" ]; then
+    mkdir -p "$kernel"
+    package=$(apt-cache depends linux-image-amd64 | sed -n 's/ *Depends: //p')
+    (cd "$made" && apt-get download "$package" && dpkg-deb -x "$package"_*.deb "$kernel" && rm "$package"_*.deb)
+fi
+version=$(ls "$kernel/lib/modules")
+PATH=$PATH:/sbin
+[ -e "$kernel/lib/modules/$version/modules.dep" ] || depmod -b "$kernel" "$version"
+
+mkdir -p "$made/bin" "$made/modules"
+cp /bin/busybox "$made/bin/"
+for module in virtio_pci 9pnet_virtio 9p overlay; do
+    modprobe -d "$kernel" -S "$version" --show-depends "$module"
+done | awk '!seen[$2]++ {print $2}' | while read -r file; do
+    cp "$file" "$made/modules/"
+    basename "$file" >>"$made/modules/order"
+done
+
+cat >"$made/init" <<'INIT'
+#!/bin/busybox sh
+export PATH=/bin
+busybox mkdir -p /proc /sys /lower /memory /root
+for name in $(busybox cat /modules/order); do busybox insmod "/modules/$name"; done
+busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=1048576,cache=loose files /lower
+busybox mount -t tmpfs memory /memory
+busybox mkdir /memory/upper /memory/work
+busybox mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /root
+busybox mount -t proc proc /root/proc
+busybox mount -t sysfs sys /root/sys
+busybox mount -t devtmpfs dev /root/dev
+busybox mkdir -p /root/dev/shm
+busybox mount -t tmpfs shm /root/dev/shm
+busybox mount -t tmpfs run /root/run
+busybox mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
+busybox ip link set lo up
+busybox cp /command /root/run/command
+exec busybox switch_root /root /bin/sh /run/command
+INIT
+chmod +x "$made/init"
+
+quoted=$(for word in "$@"; do printf " '%s'" "$(printf %s "$word" | sed "s/'/'\\\\''/g")"; done)
+cat >"$made/command" <<COMMAND
+cd '$PWD'
+export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/tmp LANG=C.UTF-8
+group=/sys/fs/cgroup/ade.service user=${MACHINE_USER:-root}
+echo +memory +pids >/sys/fs/cgroup/cgroup.subtree_control
+mkdir \$group
+chown "\$user" \$group \$group/cgroup.procs \$group/cgroup.subtree_control
+( sh -c 'echo \$PPID' >\$group/cgroup.procs && exec setpriv --reuid "\$user" --clear-groups $quoted ) </dev/null 2>&1
+echo "ended with \$?"
+echo o >/proc/sysrq-trigger
+sleep 60
+COMMAND
+(cd "$made" && find . | cpio --quiet -o -H newc) | gzip -1 >"$made/initramfs"
+
+qemu-system-x86_64 -accel "${MACHINE_ACCELERATOR:-tcg,thread=multi}" -cpu max -smp "${MACHINE_CPUS:-2}" -m "${MACHINE_MB:-3072}" \
+    -kernel "$kernel/boot/vmlinuz-$version" -initrd "$made/initramfs" -append "console=ttyS0 quiet panic=-1" \
+    -fsdev local,id=files,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=files,mount_tag=files \
+    -nic none -display none -no-reboot -serial file:"$made/told" -monitor none
+cat "$made/told"
+tail -n 1 "$made/told" | grep -q "ended with 0"
