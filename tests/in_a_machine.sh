@@ -32,22 +32,22 @@ done
 cat >"$made/init" <<'INIT'
 #!/bin/busybox sh
 export PATH=/bin
-busybox mkdir -p /proc /sys /lower /memory /root
+busybox mkdir -p /proc /sys /lower /memory /all
 for name in $(busybox cat /modules/order); do busybox insmod "/modules/$name"; done
 busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=1048576,cache=loose files /lower
 busybox mount -t tmpfs memory /memory
 busybox mkdir /memory/upper /memory/work
-busybox mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /root
-busybox mount -t proc proc /root/proc
-busybox mount -t sysfs sys /root/sys
-busybox mount -t devtmpfs dev /root/dev
-busybox mkdir -p /root/dev/shm
-busybox mount -t tmpfs shm /root/dev/shm
-busybox mount -t tmpfs run /root/run
-busybox mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
+busybox mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /all
+busybox mount -t proc proc /all/proc
+busybox mount -t sysfs sys /all/sys
+busybox mount -t devtmpfs dev /all/dev
+busybox mkdir -p /all/dev/shm
+busybox mount -t tmpfs shm /all/dev/shm
+busybox mount -t tmpfs run /all/run
+busybox mount -t cgroup2 cgroup2 /all/sys/fs/cgroup
 busybox ip link set lo up
-busybox cp /command /root/run/command
-exec busybox switch_root /root /bin/sh /run/command
+busybox cp /command /all/run/command
+exec busybox switch_root /all /bin/sh /run/command
 INIT
 chmod +x "$made/init"
 

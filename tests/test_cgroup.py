@@ -173,14 +173,17 @@ os.mkdir(inner)
 open(inner + "/cgroup.procs", "w").write("0")
 """
 LEFT_GROUP = """
-open(%r + "/ade.own/cgroup.procs", "w").write("0")
+(group,) = [line[3:].strip() for line in open("/proc/self/cgroup") if line.startswith("0::")]
+home = %r
+open(home + "/ade.own/cgroup.procs", "w").write("0")
+os.rmdir(os.path.join(home, os.path.basename(group)))
 """
 
 
 @pytest.mark.parametrize("code", [HIDDEN_GROUP, LEFT_GROUP])
 async def test_groups_that_an_engine_changes(home: Path, mark: dict[str, str], code: str) -> None:
-    """As the service's own user it may make groups in its own, or leave it. It ends with all it started, the same."""
-    async with running(python(code % str(home) + TREE, mark)) as process:
+    """As the service's own user it may make groups in its own, or leave it and remove it. All of it ends, the same."""
+    async with running(python(code % str(home) + TREE, mark, cpu_seconds=9, processes=9)) as process:
         pids = [int(line) for line in await read_lines(process, 4)]
         assert await process.stop(0) == Signaled("SIGKILL", 0)
     await_death(*pids)

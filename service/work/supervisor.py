@@ -52,7 +52,8 @@ def main() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     command = os.read(0, os.fstat(0).st_size)
     folder, cpu, memory, _, processes, disk, _, _, group, *_ = command.split(b"\0")
-    tree = Group(group, cpu, memory, processes) if group else Tree(cpu, memory, processes)
+    limits = folder, cpu, memory, processes, disk
+    tree = Group(group, *limits) if group else Tree(*limits)
     try:
         engine = start(command, tree, stdout, stderr)
     except StartError as error:
@@ -60,7 +61,7 @@ def main() -> None:
         say(control, f"failed {error.step} {error.number}")
         return
     say(control, f"started {engine}")
-    Supervisor(control, engine, tree, Allowance(tree, folder, disk)).run()
+    Supervisor(control, engine, tree).run()
 
 
 class StartError(Exception):
@@ -144,11 +145,11 @@ def limit(kind: int, value: bytes, *, grace: int = 0) -> None:
 
 
 class Tree:
-    """All that descends from here. Its processes are limited one by one; how many they are is counted."""
+    """All that descends from here, and how far it may go. Each process is limited; how many they are is counted."""
 
-    def __init__(self, cpu: bytes, memory: bytes, processes: bytes) -> None:
-        self.cpu, self.memory, self.processes = cpu, memory, processes
-        self.looked_at = bool(processes)  # whether a limit of it is kept by looking
+    def __init__(self, folder: bytes, cpu: bytes, memory: bytes, processes: bytes, disk: bytes) -> None:
+        self.folder, self.cpu, self.memory, self.processes, self.disk = folder, cpu, memory, processes, disk
+        self.next_look = time.monotonic()
 
     def open(self) -> None:
         """Be ready for the engine."""
@@ -158,8 +159,25 @@ class Tree:
         limit(resource.RLIMIT_CPU, self.cpu, grace=CPU_GRACE_SECONDS)
         limit(resource.RLIMIT_AS, self.memory)
 
+    def wait(self) -> float | None:
+        """Milliseconds until the next look; None: there is nothing to look at."""
+        if not (self.cpu or self.processes or self.disk):
+            return None
+        return max(0.0, self.next_look - time.monotonic()) * 1000
+
+    def look(self) -> str | None:
+        """The limit that is passed, if it is time to look."""
+        if self.wait() != 0:
+            return None
+        began = time.monotonic()
+        found = self.exceeded()
+        if not found and self.disk and folder_bytes(self.folder) > int(self.disk):
+            found = "disk"
+        ended = time.monotonic()
+        self.next_look = ended + max(LOOK_SECONDS, (ended - began) * LOOK_SHARE)
+        return found
+
     def exceeded(self) -> str | None:
-        """The limit that is passed."""
         return "processes" if self.processes and len(descendants()) > int(self.processes) else None
 
     def kill(self, living: dict[int, int]) -> None:
@@ -171,17 +189,19 @@ class Tree:
             except (ProcessLookupError, PermissionError):
                 continue  # ended by itself; or it is not ours to kill, and counts as a survivor
 
-    def close(self) -> None:
-        """The end."""
+    def close(self) -> str | None:
+        """Nothing of it lives. The limit that it passed and nobody saw."""
 
 
 class Group(Tree):
-    """All that descends from here, in a control group: limited as a whole, killed at one stroke."""
+    """All that descends from here, in a control group of this name: limited as a whole, killed at one stroke.
 
-    def __init__(self, path: bytes, cpu: bytes, memory: bytes, processes: bytes) -> None:
-        super().__init__(cpu, memory, processes)
-        self.looked_at = bool(cpu or processes)
-        self.path = path + b".%d" % os.getpid()  # never that of an attempt before, in which something may hang
+    An engine that is the service's own user can leave it, and then remove it.
+    """
+
+    def __init__(self, name: bytes, *limits: bytes) -> None:
+        super().__init__(*limits)
+        self.path = name + b".%d" % os.getpid()  # never that of an attempt before, in which something may hang
 
     def open(self) -> None:
         os.mkdir(self.path)  # noqa: PTH102 - pathlib costs 3 ms
@@ -197,20 +217,25 @@ class Group(Tree):
         self.write(b"cgroup.procs", b"0")
 
     def exceeded(self) -> str | None:
-        """The limit that is passed, or was by what has ended."""
-        if self.cpu and self.read(b"cpu.stat")[b"usage_usec"] >= int(self.cpu) * 1_000_000:
-            return "cpu"
-        if self.read(b"pids.events")[b"max"]:
-            return "processes"
-        memory = self.read(b"memory.events")
-        return "memory" if memory[b"oom"] and memory[b"oom_kill"] else None  # without `oom` for a limit above its own
+        try:
+            if self.cpu and self.read(b"cpu.stat")[b"usage_usec"] >= int(self.cpu) * 1_000_000:
+                return "cpu"
+            if self.processes and self.read(b"pids.events")[b"max"]:
+                return "processes"
+            memory = self.read(b"memory.events")
+        except FileNotFoundError:
+            return None  # it was never made, or removed
+        return "memory" if memory[b"oom"] and memory[b"oom_kill"] else None  # no `oom`: the limit was one above it
 
     def kill(self, living: dict[int, int]) -> None:
-        self.write(b"cgroup.kill", b"1")
-        super().kill(living)  # also what left the group, as an engine can that is the service's own user
+        if os.path.exists(self.path):  # noqa: PTH110 - as above
+            self.write(b"cgroup.kill", b"1")
+        super().kill(living)  # what has left it
 
-    def close(self) -> None:
+    def close(self) -> str | None:
+        passed = self.exceeded()
         remove_group(self.path)
+        return passed
 
     def write(self, name: bytes, value: bytes) -> None:
         with open(self.path + b"/" + name, "wb", 0) as file:  # noqa: PTH123 - as above
@@ -221,42 +246,13 @@ class Group(Tree):
             return {key: int(value) for key, value in map(bytes.split, file)}
 
 
-class Allowance:
-    """What an engine may have as a whole, looked at now and then."""
-
-    def __init__(self, tree: Tree, folder: bytes, disk: bytes) -> None:
-        self.tree = tree
-        self.folder = folder
-        self.disk = int(disk) if disk else None
-        self.next_look = time.monotonic()
-
-    def wait(self) -> float | None:
-        """Milliseconds until the next look; None: there is nothing to look at."""
-        if not self.tree.looked_at and self.disk is None:
-            return None
-        return max(0.0, self.next_look - time.monotonic()) * 1000
-
-    def exceeded(self) -> str | None:
-        """The limit that is passed, if it is time to look."""
-        if self.wait() != 0:
-            return None
-        began = time.monotonic()
-        found = self.tree.exceeded()
-        if found is None and self.disk is not None and folder_bytes(self.folder) > self.disk:
-            found = "disk"
-        ended = time.monotonic()
-        self.next_look = ended + max(LOOK_SECONDS, (ended - began) * LOOK_SHARE)
-        return found
-
-
 class Supervisor:
     """What happens after the start, until nothing of the engine is left."""
 
-    def __init__(self, control: int, engine: int, tree: Tree, allowance: Allowance) -> None:
+    def __init__(self, control: int, engine: int, tree: Tree) -> None:
         self.control = control
         self.engine = engine
         self.tree = tree
-        self.allowance = allowance
         self.status: int | None = None  # of the engine's main process, once it has ended
         self.killed: set[int] = set()
         self.order = b""  # the beginning of one
@@ -269,21 +265,20 @@ class Supervisor:
         events = select.poll()
         events.register(self.wake, select.POLLIN)
         events.register(self.control, select.POLLIN)
-        worker_lives = True
-        passed = None
+        worker_lives, passed = True, None
         while worker_lives and self.status is None:
-            if passed := self.allowance.exceeded():
+            if passed := self.tree.look():
                 break
-            for descriptor, _ in events.poll(self.allowance.wait()):
+            for descriptor, _ in events.poll(self.tree.wait()):
                 if descriptor == self.wake:
                     self.rest(0)
                     self.reap()
                 else:
                     worker_lives = self.obey()
         survivors = self.kill()
-        if passed := passed or self.tree.exceeded():
+        unseen = self.tree.close()
+        if passed := passed or unseen:
             say(self.control, f"exceeded {passed}")
-        self.tree.close()
         status = -signal.SIGKILL if self.status is None else self.status  # None: it hangs, and will die of that
         say(self.control, f"exited {status} {len(self.killed)} {survivors}")
 
