@@ -160,7 +160,8 @@ while True:
 
 async def test_what_is_never_there_when_one_looks_is_killed(mark: dict[str, str]) -> None:
     """At one stroke."""
-    async with running(python("if os.fork(): time.sleep(99)" + COMET, mark)) as process:
+    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.fork(): time.sleep(99)"
+    async with running(python(deaf + COMET, mark)) as process:
         await read_lines(process, 1)
         assert await process.stop(0) == Signaled("SIGKILL", 0)
     assert list(cgroup.groups()) == []

@@ -32,6 +32,7 @@ def test_what_is_well_needs_nothing_to_be_done(url: str, tmp_path: Path) -> None
     assert well >= {"python", "uv", "processes", "disk", "database", "schema"}, said
     assert lines.keys() == well | {"account"}
     assert ".".join(map(str, sys.version_info[:3])) in lines["python"]
+    assert any(mechanism in lines["processes"] for mechanism in ("by its control group", "For control groups: "))
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ OWN: Final = "ade.own"
 """The group of the service's own processes."""
 CONTROLLERS: Final = frozenset({"memory", "pids"})
 """What must be delegated. CPU time is counted without a controller."""
+KERNEL: Final = 5, 14
+"""The first one with `cgroup.kill`."""
 _ENGINE: Final = re.compile(r"((?:run|build)_\w+)\.\d+")
 """The group of an engine: its run or build, and the process id of its supervisor."""
 
@@ -38,18 +40,11 @@ def claim() -> Path:
         (own / "cgroup.procs").write_text("0")
         (home / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(CONTROLLERS)))
     except OSError as error:
-        _go_back(home)
+        with suppress(OSError):  # where we were not let in
+            (home / "cgroup.procs").write_text("0")
+        remove(own)
         raise NotDelegated(f"{home} is not for the service alone ({error.strerror}). Start it as a unit.") from error
-    if not (own / "cgroup.kill").exists():
-        _go_back(home)
-        raise NotDelegated("This kernel is older than 5.14.")
     return home
-
-
-def _go_back(home: Path) -> None:
-    with suppress(OSError):  # we never left, or another one of the service made it a group without processes
-        (home / "cgroup.procs").write_text("0")
-    supervisor.remove_group(os.fsencode(home / OWN))
 
 
 def delegated() -> Path:
@@ -57,9 +52,11 @@ def delegated() -> Path:
     here = group_of("self")
     if here is None:
         raise NotDelegated("There are no control groups (v2) here.")
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < KERNEL:
+        raise NotDelegated("This kernel is older than 5.14.")
     home = here.parent if here.name == OWN else here
     if missing := CONTROLLERS - _words(home / "cgroup.controllers"):
-        raise NotDelegated(f"{home} has not all controllers: {', '.join(sorted(missing))} kept above it, or by v1.")
+        raise NotDelegated(f"{home} lacks the controllers {', '.join(sorted(missing))}: not delegated, or used by v1.")
     if not (os.access(home, os.W_OK) and os.access(home / "cgroup.procs", os.W_OK) and _is_given(home)):
         raise NotDelegated(f"{home} is not delegated. `Delegate=yes` in a systemd unit does that.")
     return home
