@@ -63,8 +63,8 @@ def delegated() -> Path:
 
 
 def _is_given(home: Path) -> bool:
-    """Root may write everywhere, but systemd takes back what it has not given, and says of what it has."""
-    if os.geteuid() != 0 or not Path("/run/systemd/system").exists():
+    """Who may write above it as well may not just take it: systemd marks what it gives, and takes the rest back."""
+    if not os.access(home.parent, os.W_OK) or not Path("/run/systemd/system").exists():
         return True
     return not {"trusted.delegate", "user.delegate"}.isdisjoint(os.listxattr(home))
 
