@@ -64,7 +64,7 @@ echo "ended with \$?"
 echo o >/proc/sysrq-trigger
 sleep 60
 COMMAND
-(cd "$made" && find . | cpio --quiet -o -H newc) | gzip -1 >"$made/initramfs"
+(cd "$made" && find bin command init modules | cpio --quiet -o -H newc) | gzip -1 >"$made/initramfs"
 
 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 3072 \
     -kernel "$kernel/boot/vmlinuz-$version" -initrd "$made/initramfs" -append "console=ttyS0 quiet panic=-1" \
