@@ -142,9 +142,10 @@ async def test_limits_are_of_all_processes(
     mark: dict[str, str], limits: dict[str, int], code: str, exceeded: str | None
 ) -> None:
     """Of which none is beyond it by itself. Seen to fail where each process is limited, or they are counted."""
-    async with running(python(code, mark, **limits)) as process:
-        await read_all(process)
-        ended = await process.wait()
+    with anyio.fail_after(30):
+        async with running(python(code, mark, **limits)) as process:
+            await read_all(process)
+            ended = await process.wait()
     assert (ended.exceeded, ended.survivors) == (exceeded, 0)
     assert list(cgroup.groups()) == []
 
