@@ -88,23 +88,6 @@ WHERE s.stream = %(stream)s;
 SELECT s.stream, NULL::text AS beside, s.first_id, s.ended_id, s.workspace, s.last_id
 FROM streams_with_last s JOIN builds b ON b.id = s.stream WHERE s.stream = %(stream)s;
 
--- log_entries: the lines of one stream that carry a message, after a cursor.
-SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
-       d ->> 'message' AS message
-FROM segments s CROSS JOIN LATERAL (
-    SELECT id, recorded_at, data::json AS d
-    FROM events_between_v1(greatest(s.first_id, %(after)s + 1), s.last_id) WHERE bulk OFFSET 0) AS line
-WHERE s.stream = %(stream)s AND s.last_id > %(after)s AND json_typeof(d -> 'message') = 'string'
-ORDER BY s.last_id, id LIMIT %(limit)s;
-
--- last_log_entries: the last lines of one stream that carry a message, newest first.
-SELECT id, floor(extract(epoch FROM recorded_at))::bigint AS created, d ->> 'stream' AS stream, d ->> 'level' AS level,
-       d ->> 'message' AS message
-FROM segments s CROSS JOIN LATERAL (
-    SELECT id, recorded_at, data::json AS d FROM events_between_v1(s.first_id, s.last_id) WHERE bulk OFFSET 0) AS line
-WHERE s.stream = %(stream)s AND json_typeof(d -> 'message') = 'string'
-ORDER BY s.last_id DESC, id DESC LIMIT %(limit)s;
-
 -- feed_bytes: how long the lines of a feed are, line ends counted, after a cursor and up to an id; the last redaction.
 SELECT coalesce(sum(octet_length(event_line_v1(e.id, e.stream, e.seq, e.type, event_times_v1(e.recorded_at), e.data)) + 1), 0)::bigint
        AS bytes,
