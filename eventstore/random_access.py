@@ -40,7 +40,7 @@ async def place_of_time(database: Database, stream: str, at: float) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """A text to look for in payloads, as patterns of ``LIKE``. What they let through may hold it; what they do not, cannot.
+    """A text to look for in payloads, as patterns of ``LIKE``. A payload that they refuse does not hold it.
 
     ``plain`` is the text as :func:`~eventstore.event.encode` writes it. A log that was imported may write a character
     in another way: that takes a backslash, and then one of ``escaped`` passes. ``folded`` looks in a payload whose
@@ -63,7 +63,9 @@ class Needle:
         units = text.encode("utf-16-be")
         codes = {units[place : place + 2].hex() for place in range(0, len(units), 2)}
         either = str.maketrans("abcdef", "______")  # its hexadecimal letters may be large or small
-        return cls(f"%{written}%", [*escaped, *(f"%\\\\u{code.translate(either)}%" for code in sorted(codes))], folded=False)
+        return cls(
+            f"%{written}%", [*escaped, *(f"%\\\\u{code.translate(either)}%" for code in sorted(codes))], folded=False
+        )
 
 
 def _quoted(text: str) -> str:
@@ -71,10 +73,8 @@ def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
 
 
-async def search(
-    database: Database, stream: str, needle: Needle, after: int, upto: int, *, limit: int = PAGE
-) -> Page:
-    """The lines after a cursor that may hold the text, of the next events of a stream up to an id; ``limit`` at the most.
+async def search(database: Database, stream: str, needle: Needle, after: int, upto: int, *, limit: int = PAGE) -> Page:
+    """Of the next events of a stream, after a cursor and up to an id, the lines that may hold the text.
 
     The ``last_id`` of the page is the cursor to go on from: of what lies before it, nothing else can hold the text.
     """

@@ -9,7 +9,7 @@ events, the stream knows. So a scroll bar has its measure, and any place is foun
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -58,6 +58,10 @@ class Match:
     entry: Entry
     at: int
 
+    def members(self) -> dict[str, Any]:
+        """Both as one object."""
+        return {**asdict(self.entry), "at": self.at}
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -91,20 +95,23 @@ class Entries:
     """The entries of one stream, as it stands now."""
 
     def __init__(self, log: Log, stream: Stream) -> None:
+        self.stream = stream
         self._log = log
-        self._stream = stream
         self._feed = Feed(stream.stream, None, stream.first_id, stream.ended_id)
 
     @property
     def end(self) -> Place:
         """Behind the last event."""
-        return Place(self._stream.last_id + 1, self._stream.last_seq + 1)
+        return Place(self.stream.last_id + 1, self.stream.last_seq + 1)
+
+    async def seq_after(self, after: int) -> int:
+        """The number of the first event after an id: how many are behind a cursor, and one."""
+        return (await place_of_id(self._log.database, self.stream.stream, after + 1)).seq
 
     async def after(self, after: int, limit: int) -> Window:
         """The first entries after an id, ``limit`` and some :data:`PAGE_BYTES` of lines at the most."""
-        begin = await place_of_id(self._log.database, self._stream.stream, after + 1)
         entries, next_id = await self._forth(after, limit)
-        return Window(entries, None if begin.seq == 1 else after + 1, next_id)
+        return Window(entries, after + 1 if after >= self.stream.first_id else None, next_id)
 
     async def before(self, end: Place, limit: int) -> Window:
         """The last entries before a place."""
@@ -142,7 +149,7 @@ class Entries:
         first, examined, size = end, 0, 0
         step = min(limit + AHEAD, PAGE)
         while first.seq > 1 and len(entries) <= limit and examined < EXAMINED_EVENTS and size < PAGE_BYTES:
-            begin = await place_of_seq(self._log.database, self._stream.stream, first.seq - step)
+            begin = await place_of_seq(self._log.database, self.stream.stream, first.seq - step)
             page = await self._log.read_feed(self._feed, begin.id - 1, upto=first.id - 1, limit=step)
             if len(page) < first.seq - begin.seq:  # so long are its lines that the page ends before
                 step = (first.seq - begin.seq) // 2
@@ -161,9 +168,9 @@ class Entries:
         """Every entry after a cursor and up to an id that holds a text, in steps of bounded work."""
         needle = Needle.of(text, ignore_case=ignore_case)
         wanted = re.compile(re.escape(text), re.IGNORECASE if ignore_case else 0)
-        upto = min(upto, self._stream.last_id)
+        upto = min(upto, self.stream.last_id)
         while after < upto:
-            page = await search(self._log.database, self._stream.stream, needle, after, upto, limit=limit)
+            page = await search(self._log.database, self.stream.stream, needle, after, upto, limit=limit)
             matches = [
                 Match(found, match.start())
                 for line in page.each()

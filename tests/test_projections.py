@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from eventstore.database import call, connect, transaction
 from eventstore.errors import Unavailable
 from projections import build as builds
 from projections import run as runs
+from projections.entries import Entries, Entry
 from projections.log_files import LogFiles
 from projections.tables import CAUGHT_UP
 from service import commands
@@ -129,13 +131,15 @@ async def catch_up(store: Store, *steps: int) -> None:
 
 
 async def entries(store: Store, stream: str, limit: int) -> list[dict[str, Any]]:
-    """All that `/logs` gives, page by page."""
-    found: list[dict[str, Any]] = []
-    while page := await store.database.rows(
-        "log_entries", stream=stream, after=found[-1]["id"] if found else 0, limit=limit
-    ):
-        found += page
-    return found
+    """All that `/logs` gives, page by page; and the last page, by itself."""
+    found = await store.log.stream(stream)
+    assert found is not None
+    reader, after, told = Entries(store.log, found), 0, list[Entry]()
+    while (window := await reader.after(after, limit)).after_id is not None:
+        told, after = told + window.entries, window.after_id
+    told += window.entries
+    assert (await reader.before(reader.end, limit)).entries == told[-limit:]
+    return [asdict(entry) for entry in told]
 
 
 def shown(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,8 +189,6 @@ async def test_no_output_stops_a_projection_or_becomes_a_fact(
     await catch_up(store, 1000)
     assert shown(rows(every_url, f"SELECT * FROM {kind}_logs WHERE {kind}_id = %s ORDER BY id", stream)) == meant
     assert shown(await entries(store, stream, 3)) == meant
-    last = await store.database.rows("last_log_entries", stream=stream, limit=4)
-    assert shown(last[::-1]) == meant[-4:]
 
     files = LogFiles(store.database, store.log, lambda _, name: tmp_path / name)
     while await files.step():

@@ -36,9 +36,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Lines:
-    """A stream of events; ``bookmarks`` may stand between them."""
+    """A stream of what has one of these shapes, or schemas by their names."""
 
-    bookmarks: bool = False
+    items: tuple[str | type[Shape], ...] = ("Event",)
+
+    @property
+    def names(self) -> list[str]:
+        """How they are called among the schemas."""
+        return [item if isinstance(item, str) else item.__name__ for item in self.items]
 
 
 class Bytes:
@@ -99,8 +104,16 @@ def lists(item: type[Shape]) -> Answer:
 
 def events(page: type[Shape], *, bookmarks: bool = False) -> Answer:
     """Events in every form."""
-    lines = dict.fromkeys((Form.NDJSON.value, Form.JSONL.value, Form.SSE.value), Lines(bookmarks))
+    lines = dict.fromkeys(
+        (Form.NDJSON.value, Form.JSONL.value, Form.SSE.value), Lines(("Event", "Bookmark") if bookmarks else ("Event",))
+    )
     return Answer(200, "A page, or a stream, by `Accept` and `stream`.", {JSON: page, **lines}, (LOG_ID,))
+
+
+def finds(page: type[Shape], *lines: str | type[Shape]) -> Answer:
+    """What a search finds."""
+    streams = dict.fromkeys((Form.NDJSON.value, Form.JSONL.value), Lines(lines))
+    return Answer(200, "A page, or a stream, by `Accept`.", {JSON: page, **streams}, (LOG_ID,))
 
 
 def logfile() -> tuple[Answer, ...]:

@@ -142,12 +142,13 @@ def _response(answer: Answer) -> Schema:
 
 def _content(media_type: str, kind: type[Shape] | type[Bytes] | Lines) -> Schema:
     match kind:
-        case Lines(bookmarks=bookmarks):
+        case Lines(names=names):
             what = "SSE; the `data` of each" if media_type == "text/event-stream" else "One line each; each"
-            items = [{"$ref": f"{REF}Event"}, {"$ref": f"{REF}Bookmark"}]
+            items = [{"$ref": REF + name} for name in names]
+            one_of = " or ".join(f"{'an' if name[0] in 'AEIOU' else 'a'} `{name}`" for name in names)
             return {
-                "schema": {"type": "string", "description": f"{what} is an `Event`{' or a `Bookmark`' * bookmarks}."},
-                "x-itemSchema": {"oneOf": items} if bookmarks else items[0],
+                "schema": {"type": "string", "description": f"{what} is {one_of}."},
+                "x-itemSchema": {"oneOf": items} if len(items) > 1 else items[0],
             }
         case type() if issubclass(kind, Shape):
             return {"schema": {"$ref": REF + kind.__name__}}
@@ -209,7 +210,8 @@ def _problems() -> dict[str, Schema]:
 def _models(endpoints: Sequence[Endpoint]) -> dict[str, Schema]:
     """A schema for every body, for every shape that is answered, and for every event."""
     bodies = {endpoint.body for endpoint in endpoints if endpoint.body is not None}
-    kinds = [kind for one in endpoints for answer in one.answers for kind in answer.content.values()]
+    answered = [kind for one in endpoints for answer in one.answers for kind in answer.content.values()]
+    kinds = [kind for one in answered for kind in (one.items if isinstance(one, Lines) else (one,))]
     shapes = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Shape)}
     modes: list[tuple[Any, JsonSchemaMode]] = [(body, "validation") for body in bodies]
     modes += [(shape, "serialization") for shape in (*shapes, *registry.values())]

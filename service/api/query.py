@@ -22,7 +22,8 @@ def wrong(must: str) -> PydanticCustomError:
     return PydanticCustomError("parameter", "{must}", {"must": must})
 
 
-def _whole(text: Any) -> Any:
+def whole(text: Any) -> Any:
+    """What is read as a whole number: plain digits."""
     # Python and pydantic also take other digits, `+1`, `1_0` and `1.0`.
     if isinstance(text, str) and not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
         raise wrong("must be a whole number")
@@ -51,7 +52,7 @@ def _moment(text: str) -> float:
     return seconds
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[
     float,
@@ -72,7 +73,7 @@ class AsOf(Query):
     """The moment of a snapshot."""
 
     # The limits stand before the reading: behind it, and beside None, pydantic leaves them out of the JSON schema.
-    as_of: Annotated[int, Field(ge=1, le=FOREVER), BeforeValidator(_whole)] | None = Field(
+    as_of: Annotated[int, Field(ge=1, le=FOREVER), BeforeValidator(whole)] | None = Field(
         None, description="As it was right after this event."
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from service.api import builds, feeds, logs, pages, runs, system, uploads
+from service.api import builds, feeds, log_search, logs, pages, runs, system, uploads
 from service.api.endpoint import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
@@ -22,12 +22,14 @@ from service.api.endpoint import (
     Endpoint,
     events,
     file,
+    finds,
     lists,
     logfile,
     made,
     shows,
 )
 from service.api.feeds import EventPage
+from service.api.log_search import BuildSearch, LogMatch, RunSearch, SearchSummary
 from service.api.logs import BuildLogs, RunLogs
 from service.api.snapshots import (
     ArtifactSnapshot,
@@ -123,6 +125,13 @@ _RUNS = (
     _get("show_run", "/runs/{id}", runs.show, "runs", shows(RunSnapshot)),
     _get("follow_run", "/runs/{id}/events", feeds.run_events, "runs", events(EventPage), OVER, takes=(LAST_EVENT_ID,)),
     _get("read_run_logs", "/runs/{id}/logs", logs.run_logs, "runs", shows(RunLogs, gives=(LOG_ID,))),
+    _get(
+        "search_run_logs",
+        "/runs/{id}/logs/search",
+        log_search.run_search,
+        "runs",
+        finds(RunSearch, LogMatch, "Bookmark", SearchSummary),
+    ),
     _get("download_run_logfile", "/runs/{id}/logfile", feeds.run_logfile, "runs", *logfile(), takes=RANGES),
     _post(
         "cancel_run",
@@ -174,6 +183,13 @@ _BUILDS = (
         takes=(LAST_EVENT_ID,),
     ),
     _get("read_build_logs", "/builds/{id}/logs", logs.build_logs, "builds", shows(BuildLogs, gives=(LOG_ID,))),
+    _get(
+        "search_build_logs",
+        "/builds/{id}/logs/search",
+        log_search.build_search,
+        "builds",
+        finds(BuildSearch, LogMatch, "Bookmark", SearchSummary),
+    ),
     _get("download_build_logfile", "/builds/{id}/logfile", feeds.build_logfile, "builds", *logfile(), takes=RANGES),
     _post(
         "cancel_build",

@@ -235,13 +235,13 @@ class Stream:
             now = time.monotonic()
             if now - looked >= LOOK_S:
                 looked = now
-                if await _hung_up(receive):
+                if await hung_up(receive):
                     return True
             if not (body or caught_up) and now - sent >= KEEP_ALIVE_S:
                 body = self._frame.keep_alive
 
 
-async def _hung_up(receive: Receive) -> bool:
+async def hung_up(receive: Receive) -> bool:
     """Whether the client is gone; does not wait for it to go."""
     with anyio.move_on_after(0):
         while (await receive())["type"] != "http.disconnect":
