@@ -76,7 +76,8 @@ RETRY_AFTER = Header("Retry-After", "When to come back, in seconds.", "integer")
 
 RANGES = (RANGE, IF_RANGE)
 OVER = Answer(204, "SSE from the terminal event on: there is nothing more, ever. It stops a browser's `EventSource`.")
-STREAM: Mapping[str, Lines] = {Form.NDJSON.value: Lines(), Form.SSE.value: Lines()}
+_FEED = Lines(("Event", "ConsoleLine"))
+STREAM: Mapping[str, Lines] = {Form.NDJSON.value: _FEED, Form.SSE.value: _FEED}
 
 
 def shows(
@@ -105,7 +106,8 @@ def lists(item: type[Shape]) -> Answer:
 def events(page: type[Shape], *, bookmarks: bool = False) -> Answer:
     """Events in every form."""
     lines = dict.fromkeys(
-        (Form.NDJSON.value, Form.JSONL.value, Form.SSE.value), Lines(("Event", "Bookmark") if bookmarks else ("Event",))
+        (Form.NDJSON.value, Form.JSONL.value, Form.SSE.value),
+        Lines(("Event", "ConsoleLine", *(["Bookmark"] if bookmarks else []))),
     )
     return Answer(200, "A page, or a stream, by `Accept` and `stream`.", {JSON: page, **lines}, (LOG_ID,))
 

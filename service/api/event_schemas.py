@@ -10,7 +10,7 @@ Schema = dict[str, Any]
 _KINDS = {"run": "run", "build": "build", "config": "config", "document": "workspace"}
 """By the first word of an event's name: what it is an event of. All others are of the system."""
 
-_ENGINE = {
+_ENGINE: Schema = {
     "title": "EngineEvent",
     "description": "Telemetry of an engine, in its own words. It stands in the stream of the run or build.",
     "type": "object",
@@ -29,6 +29,20 @@ _ENGINE = {
         "redacted": {"type": "string", "description": "The hash of what was here, where it was erased."},
     },
     "required": ["id", "object", "type", "seq", "created", "created_at"],
+    "additionalProperties": True,
+}
+_CONSOLE_LINE = {
+    "title": "ConsoleLine",
+    "description": "With `logs=console`: a line that has a message, in place of `run.log`, `build.log` and `engine.*`."
+    " All else of it is as there.",
+    "type": "object",
+    "properties": {
+        **_ENGINE["properties"],
+        "type": {"const": "console.line"},
+        "scope": {"enum": ["run", "build"]},
+        "message": {"type": "string"},
+    },
+    "required": [*_ENGINE["required"], "scope", "message"],
     "additionalProperties": True,
 }
 _BOOKMARK = {
@@ -56,6 +70,7 @@ def schemas(payloads: Mapping[type[Payload], Schema]) -> dict[str, Schema]:
             "description": "A line of a stream, of a page of events, and of a log file.",
             "oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ServiceEvent", "EngineEvent")],
         },
+        "ConsoleLine": _CONSOLE_LINE,
         "Bookmark": _BOOKMARK,
     }
 

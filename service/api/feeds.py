@@ -12,6 +12,7 @@ from eventstore.event import WORKSPACE
 from eventstore.selection import Selection
 from projections.events import registry
 from service.api import logfile
+from service.api.console_lines import as_console
 from service.api.deployment import Deployment
 from service.api.query import FOREVER, Cursor, Flag, Text, Whole, wrong
 from service.api.request import deployment
@@ -125,7 +126,8 @@ async def _answer(request: Request, query: EventsQuery, found: Deployment, sourc
 async def _page(query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:
     with found.hub.view(source, after) as viewer:
         page = await viewer.page(query.wait, query.limit)
-    lines = b",".join([line.line for line in page])
+    shown = page if query.logs == "events" else map(as_console, page)
+    lines = b",".join([line.line for line in shown])
     body = b'{"object":"list","data":[%b],"next_after_id":%d}' % (lines, viewer.after)
     return Response(body, media_type=Form.PAGE.value, headers={"ADE-Log-Id": found.log_id, "Cache-Control": "no-store"})
 

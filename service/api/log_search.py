@@ -19,6 +19,7 @@ from service.api.query import Cursor, Flag, Text, Whole
 from service.api.request import deployment
 from service.api.shape import Shape
 from service.api.streams import NDJSON_FRAME, Form, Streamed, cursor, headers, hung_up, wanted_form
+from service.hub import Hub
 
 EXAMINED_EVENTS = 200_000
 """What one page looks at, at the most: it takes about as long as a person waits for without a thought."""
@@ -93,7 +94,7 @@ async def _search(request: Request, query: SearchQuery, kind: str, shape: type[S
     entries = await entries_of(found, kind, request.path_params["id"])
     form = wanted_form(request, Streamed())
     if form in {Form.NDJSON, Form.JSONL}:
-        return SearchStream(found, entries, query, after, form)
+        return SearchStream(found.hub, found.log_id, entries, query, after, form)
     return await _page(found, entries, query, after, kind, shape)
 
 
@@ -128,16 +129,15 @@ async def _page(
 class SearchStream:
     """The response that follows a search: a line for each match, and whatever else says how far it came."""
 
-    found: Deployment
+    hub: Hub
+    log_id: str
     entries: Entries
     query: SearchQuery
     after: int
-    form: Form
+    form: Form = Form.NDJSON
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": headers(self.found.log_id, self.form.value)}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": headers(self.log_id, self.form.value)})
         matches, upto = 0, self.after
         async for step in _steps(self.entries, self.query, self.after):
             matches, upto = matches + len(step.matches), step.upto
@@ -145,7 +145,7 @@ class SearchStream:
             body = b"".join(lines) + NDJSON_FRAME.bookmark(upto)
             await send({"type": "http.response.body", "body": body, "more_body": True})
             # Only between two steps is there a moment to look, and a step is short.
-            if scope["method"] == "HEAD" or self.found.hub.draining or await hung_up(receive):
+            if scope["method"] == "HEAD" or self.hub.draining or await hung_up(receive):
                 await send({"type": "http.response.body", "more_body": False})
                 return
         examined = await self.entries.seq_after(upto) - await self.entries.seq_after(self.after)

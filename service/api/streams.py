@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from eventstore import Log, Page
 from eventstore.clock import jitter
+from service.api.console_lines import as_console
 from service.api.query import Cursor, Flag, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
 from service.hub import Frame as LinesFrame
@@ -46,6 +47,10 @@ class Streamed(Query):
     stream: Flag = Field(False, description="Answer with the stream: NDJSON, or SSE where `Accept` names it.")
     names: Literal["on", "off"] = Field(
         "on", description="`off` leaves `event:` out of SSE, so that `EventSource.onmessage` gets every event."
+    )
+    logs: Literal["events", "console"] = Field(
+        "events",
+        description="`console` gives each line that has a message as `console.line`, with `scope` (`run` or `build`).",
     )
 
 
@@ -106,10 +111,24 @@ class SSEFrame:
         return b"retry: %d\n\n" % int(jitter(*RETRY_MS))
 
 
+class ConsoleFrame:
+    """Another frame, whose lines are in the dialect of the console."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self.keep_alive = frame.keep_alive
+        self.opening, self.bookmark, self.drained = frame.opening, frame.bookmark, frame.drained
+
+    def page(self, page: Page) -> bytes:
+        lines = b"".join([as_console(line).line + b"\n" for line in page.each()])
+        return self._frame.page(Page(len(page), page.last_id, ndjson=lines))
+
+
 # One of each, so that viewers at the same place of a feed share the bytes that it made.
 NDJSON_FRAME = NDJSONFrame()
 SSE_FRAME = SSEFrame(names=True)
 SSE_FRAME_WITHOUT_NAMES = SSEFrame(names=False)
+_IN_CONSOLE = {frame: ConsoleFrame(frame) for frame in (NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES)}
 
 
 def wanted_form(request: Request, query: Streamed) -> Form:
@@ -122,10 +141,11 @@ def wanted_form(request: Request, query: Streamed) -> Form:
 
 
 def frame_of(query: Streamed, form: Form) -> Frame:
-    """The frame for a form, with the client's wish about names."""
-    if form is not Form.SSE:
-        return NDJSON_FRAME
-    return SSE_FRAME if query.names == "on" else SSE_FRAME_WITHOUT_NAMES
+    """The frame for a form, with the client's wishes about names and lines."""
+    frame: NDJSONFrame | SSEFrame = NDJSON_FRAME
+    if form is Form.SSE:
+        frame = SSE_FRAME if query.names == "on" else SSE_FRAME_WITHOUT_NAMES
+    return frame if query.logs == "events" else _IN_CONSOLE[frame]
 
 
 async def cursor(request: Request, query: Cursor, log: Log, log_id: str, form: Form) -> int:
