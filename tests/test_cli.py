@@ -210,7 +210,12 @@ def test_from_a_package_to_its_artifacts(service: Service) -> None:
     left = document(service, "runs", "artifacts", run["id"])["data"]
     assert sorted(artifact["name"] for artifact in left) == ["chart.svg", "result.json", "tidy.csv"]
     assert "stdout  344/344 rows" in ade(service, "runs", "logs", run["id"]).stdout
-    assert document(service, "runs", "logs", run["id"], "--tail", "1")["message"]
+    last = document(service, "runs", "logs", run["id"], "--tail", "1")
+    assert document(service, "runs", "logs", run["id"], "--grep", last["message"])["id"] == last["id"]
+    assert last["message"] in ade(service, "runs", "logs", run["id"], "--grep", last["message"].upper(), "-i").stdout
+    assert last["message"] in ade(service, "runs", "logs", run["id"], "--around", str(last["id"])).stdout
+    assert ade(service, "runs", "logs", run["id"], "--grep", "no penguin says so", code=1).stdout == ""
+    ade(service, "runs", "logs", run["id"], "--grep", "x", "--tail", "1", code=2)
 
     (build,) = document(service, "builds", "list", "-w", "cli")["data"]
     assert build["id"] == run["build_id"]

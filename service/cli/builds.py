@@ -10,7 +10,7 @@ from eventstore import Database
 from service import pruning
 from service.cli import feeds, output
 from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
-from service.cli.feeds import PAGE, LastLines, Reason
+from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
 from service.cli.output import Screen
 from service.cli.serve import log_to_stderr, postgres
 from service.client import Consumer
@@ -75,11 +75,14 @@ def show(build: Build, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     build: Build,
-    last: Annotated[int | None, typer.Option("--tail", min=1, max=1000, help="Only the last so many lines.")] = None,
+    last: LastEntries = None,
+    around: AroundEntry = None,
+    text: WithText = None,
+    ignore_case: IgnoreCase = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what the build wrote so far."""
-    feeds.logs("build", build, last, as_json=as_json)
+    feeds.logs("build", build, last, around, text, ignore_case=ignore_case, as_json=as_json)
 
 
 @app.command()

@@ -18,8 +18,19 @@ Thing = Mapping[str, Any]
 
 PAGE = 200
 """The most that the service lists at once."""
+AROUND = 40
+"""Lines around one: about a screen."""
 
 LastLines = Annotated[int, typer.Option("--lines", "-n", min=0, max=1000, help="Begin with so many lines of output.")]
+LastEntries = Annotated[int | None, typer.Option("--tail", min=1, max=1000, help="Only the last so many lines.")]
+AroundEntry = Annotated[
+    int | None, typer.Option("--around", metavar="ID", min=1, help="Only the lines around this event.")
+]
+WithText = Annotated[
+    str | None,
+    typer.Option("--grep", metavar="TEXT", help="Only lines with this text; exit code 1 where there is none."),
+]
+IgnoreCase = Annotated[bool, typer.Option("--ignore-case", "-i", help="With --grep: a also finds A.")]
 Reason = Annotated[str | None, typer.Option(help="Why: it is kept with the request.")]
 
 
@@ -94,25 +105,36 @@ def finish(snapshot: Thing, kind: Kind, *, as_json: bool) -> None:
     leave(snapshot["status"])
 
 
-def logs(kind: Kind, wanted: str, last: int | None, *, as_json: bool) -> None:
-    """Prints the lines of output that there are now."""
+def logs(
+    kind: Kind, wanted: str, last: int | None, around: int | None, text: str | None, *, ignore_case: bool, as_json: bool
+) -> None:
+    """Prints the lines of output that there are now; of these the last ones, those around one, or those with a text."""
+    if sum(choice is not None for choice in (last, around, text)) > 1:
+        raise typer.BadParameter("give one of --tail, --around and --grep")
     with connected() as client:
-        screen = Screen()
-        for entry in _entries(client, kind, wanted, last):
+        screen, entry = Screen(), None
+        if text is not None:
+            entries = _entries(client, kind, wanted, "logs", "search", q=text, ignore_case=ignore_case, limit=PAGE)
+        elif around is not None:
+            entries = iter(client.get(f"{kind}s", wanted, "logs", around=around, limit=AROUND)["entries"])
+        else:
+            entries = _entries(client, kind, wanted, "logs", **({} if last is None else {"tail": last}))
+        for entry in entries:
             if as_json:
                 output.json(entry)
             else:
                 screen.entry(entry)
+    if text is not None and entry is None:
+        raise typer.Exit(FAILED)  # as grep says it
 
 
-def _entries(client: Client, kind: Kind, wanted: str, last: int | None) -> Iterator[Thing]:
-    params: dict[str, Any] = {} if last is None else {"tail": last}
+def _entries(client: Client, kind: Kind, wanted: str, *steps: str, **params: Any) -> Iterator[Thing]:
     while True:
-        page = client.get(f"{kind}s", wanted, "logs", **params)
+        page = client.get(f"{kind}s", wanted, *steps, **params)
         yield from page["entries"]
         if page["next_after_id"] is None:
             return
-        params = {"after_id": page["next_after_id"]}
+        params = {**params, "after_id": page["next_after_id"]}
 
 
 def cancel(kind: Kind, wanted: str, reason: str | None, *, as_json: bool) -> None:

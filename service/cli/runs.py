@@ -14,7 +14,7 @@ from rich.text import Text
 from eventstore.clock import now
 from service.cli import feeds, output
 from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
-from service.cli.feeds import PAGE, LastLines, Reason
+from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
 from service.cli.output import Screen
 from service.client import Client, Consumer, Event, follow
 
@@ -117,11 +117,14 @@ def show(run: Run, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     run: Run,
-    last: Annotated[int | None, typer.Option("--tail", min=1, max=1000, help="Only the last so many lines.")] = None,
+    last: LastEntries = None,
+    around: AroundEntry = None,
+    text: WithText = None,
+    ignore_case: IgnoreCase = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what the engine wrote so far."""
-    feeds.logs("run", run, last, as_json=as_json)
+    feeds.logs("run", run, last, around, text, ignore_case=ignore_case, as_json=as_json)
 
 
 @app.command()
