@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import appends, derived, fanout, flooding, growth, neighbours, working
+from benchmarks import appends, derived, fanout, flooding, growth, logs, neighbours, working
 from benchmarks.bench import Bench, machine
 from eventstore.embedded import EmbeddedServer
 
@@ -29,6 +29,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "replay": derived.replay,
     "rebuild": derived.rebuild_and_verify,
     "growth": growth.growth,
+    "logs": logs.logs,
     "runs": working.runs,
     "flood-peers": flooding.peers,
     "flood": flooding.flood,
