@@ -78,8 +78,8 @@ def tail(kind: Kind, wanted: str, lines: int, *, as_json: bool) -> None:
         snapshot = client.get(f"{kind}s", wanted)
         after_id = snapshot["last_event_id"]
         if lines:
-            entries = client.get(f"{kind}s", wanted, "logs", tail=lines)["entries"]
-            after_id = entries[0]["id"] - 1 if len(entries) == lines else 0
+            earlier = client.get(f"{kind}s", wanted, "logs", tail=lines)["previous_before_id"]
+            after_id = 0 if earlier is None else earlier - 1
         consumer = Consumer(wanted, after_id, on_pause=say_pause)
         to_the_end(client, consumer, as_json=as_json, since=snapshot["created_at"])
 

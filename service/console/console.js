@@ -84,8 +84,8 @@ async function show(id) {
   for (const button of $("runs").children) button.setAttribute("aria-current", String(button.dataset.run === id));
   try {
     const run = await head(id);
-    const lines = (await ask(`/runs/${id}/logs?tail=${LINES_FIRST}`)).entries;
-    if (id === current) follow(run, lines.length === LINES_FIRST ? lines[0].id - 1 : 0);
+    const earlier = (await ask(`/runs/${id}/logs?tail=${LINES_FIRST}`)).previous_before_id;
+    if (id === current) follow(run, earlier === null ? 0 : earlier - 1);
   } catch (error) {
     say(error.message);
   }
