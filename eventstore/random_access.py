@@ -10,7 +10,7 @@ from eventstore.database import Database
 from eventstore.event import Page, encode
 from eventstore.log import PAGE, PAGE_BYTES
 
-EXAMINED_EVENTS = 10_000
+EXAMINED_EVENTS = 20_000
 EXAMINED_BYTES = 2**24
 """What one step of a search looks at, at the most: some 10 ms, and so long lives its snapshot."""
 

@@ -38,7 +38,7 @@ def markdown(document: Schema) -> str:
 
 def _elsewhere(name: str, document: Schema) -> str | None:
     """Where a problem or an event is told of; they have references of their own."""
-    if "seq" in document["components"]["schemas"][name].get("properties", {}):
+    if {"seq", "created_at"} <= document["components"]["schemas"][name].get("properties", {}).keys():
         return "events.md"
     return "problems.md" if name.endswith("Problem") else None
 

@@ -230,8 +230,8 @@ class Stream:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         del headers
         with self._hub.view(self._source, self._after) as viewer:
-            hung_up = await self._serve(viewer, receive, send)
-        if hung_up and self._on_hang_up is not None:
+            gone = await self._serve(viewer, receive, send)
+        if gone and self._on_hang_up is not None:
             await self._on_hang_up()
 
     async def _serve(self, viewer: Viewer, receive: Receive, send: Send) -> bool:
