@@ -4,6 +4,7 @@ A place is found by bisection over the segments, so it costs the same in a strea
 million. A search examines a bounded number of events at a time and says how far it came, as a selection does.
 """
 
+import re
 from dataclasses import dataclass
 
 from eventstore.database import Database
@@ -11,8 +12,10 @@ from eventstore.event import Page, encode
 from eventstore.log import PAGE, PAGE_BYTES
 
 EXAMINED_EVENTS = 20_000
-EXAMINED_BYTES = 2**24
+EXAMINED_BYTES = 2**22
 """What one step of a search looks at, at the most: some 10 ms, and so long lives its snapshot."""
+ESCAPED_MAX = 16
+"""Patterns for characters that are written in another way; for a text with more of them one lets all such through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,11 @@ class Needle:
             letters = ["_" if not letter.isascii() or letter in "KISkis" else letter.lower() for letter in written]
             return cls(f"%{''.join(letters)}%", [*escaped, "%\\\\u%"], folded=True)
         units = text.encode("utf-16-be")
-        codes = {units[place : place + 2].hex() for place in range(0, len(units), 2)}
-        either = str.maketrans("abcdef", "______")  # its hexadecimal letters may be large or small
-        return cls(
-            f"%{written}%", [*escaped, *(f"%\\\\u{code.translate(either)}%" for code in sorted(codes))], folded=False
-        )
+        # Hexadecimal letters may be large or small: any character stands for them.
+        codes = {re.sub("[a-f]", "_", units[at : at + 2].hex()) for at in range(0, len(units), 2)}
+        if len(codes) > ESCAPED_MAX:
+            codes = {""}
+        return cls(f"%{written}%", [*escaped, *(f"%\\\\u{code}%" for code in sorted(codes))], folded=False)
 
 
 def _quoted(text: str) -> str:

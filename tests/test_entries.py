@@ -215,6 +215,7 @@ async def test_a_search_finds_what_a_person_sees(
         if few:
             patch.setattr("eventstore.random_access.EXAMINED_EVENTS", 2)
             patch.setattr("eventstore.random_access.PAGE_BYTES", 10)
+            patch.setattr("eventstore.random_access.ESCAPED_MAX", 2)
         reader, found, upto = await opened(store, told), list[Match](), 0
         async for step in reader.search(wanted, 0, told.places[-1].id, ignore_case=ignore_case, limit=3):
             assert upto < step.upto
