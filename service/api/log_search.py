@@ -106,7 +106,7 @@ async def _page(
     found: Deployment, entries: Entries, query: SearchQuery, after: int, kind: str, shape: type[Shape]
 ) -> Response:
     matches: list[Any] = []
-    begin, reached, examined = await entries.seq_after(after), after, 0
+    begin, reached = await entries.seq_after(after), after
     async for step in _steps(entries, query, after):
         matches += step.matches
         reached = step.upto
@@ -115,11 +115,10 @@ async def _page(
             break
         if await entries.seq_after(reached) - begin >= EXAMINED_EVENTS:
             break
-    examined = max(0, await entries.seq_after(reached) - begin)
     document = {
         f"{kind}_id": entries.stream.stream,
         "entries": [LogMatch.of(match.members()) for match in matches[: query.limit]],
-        "examined": examined,
+        "examined": await entries.seq_after(reached) - begin,
         "next_after_id": reached if reached < entries.stream.last_id else None,
     }
     return answers.json(shape.of(document), headers={"ADE-Log-Id": found.log_id})
@@ -149,5 +148,5 @@ class SearchStream:
                 await send({"type": "http.response.body", "more_body": False})
                 return
         examined = await self.entries.seq_after(upto) - await self.entries.seq_after(self.after)
-        summary = SearchSummary.of({"matches": matches, "examined": max(0, examined), "upto_id": upto})
+        summary = SearchSummary.of({"matches": matches, "examined": examined, "upto_id": upto})
         await send({"type": "http.response.body", "body": orjson.dumps(summary) + b"\n", "more_body": False})
