@@ -105,9 +105,8 @@ async def _judge_segments(database: Database, identity: Identity, report: Verifi
                 )
         stream, last_id = rows[-1]["stream"], rows[-1]["last_id"]
     if report.count == 0 and led != identity.head - identity.oldest + (identity.head > 0):
-        row = await database.row("unled", upto=identity.head)
-        if row is not None:
-            report.found(row["id"], "is not read with its stream: its segment is gone")
+        if unled := await database.row("unled", upto=identity.head):
+            report.found(unled["id"], "is not read with its stream: its segment is gone")
 
 
 class _Walk:
