@@ -1,13 +1,14 @@
 """Events and log file of a run or a build, which have them in common; and the events of the whole log."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eventstore import Feed
+from eventstore import Feed, Line
 from eventstore.event import WORKSPACE
 from eventstore.selection import Selection
 from projections.events import registry
@@ -124,11 +125,17 @@ async def _answer(request: Request, query: EventsQuery, found: Deployment, sourc
 
 
 async def _page(query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:
-    with found.hub.view(source, after) as viewer:
-        page = await viewer.page(query.wait, query.limit)
+    page: Sequence[Line]
+    if query.wait:
+        with found.hub.view(source, after) as viewer:
+            page = await viewer.page(query.wait, query.limit)
+        reached = viewer.after
+    else:  # who polls is no viewer: nothing is kept up for the moment, and nobody else is woken
+        page, reached, _ = await found.hub.read(source, after, query.limit)
+        reached = max(reached, page.last_id)
     shown = page if query.logs == "events" else map(as_console, page)
     lines = b",".join([line.line for line in shown])
-    body = b'{"object":"list","data":[%b],"next_after_id":%d}' % (lines, viewer.after)
+    body = b'{"object":"list","data":[%b],"next_after_id":%d}' % (lines, reached)
     return Response(body, media_type=Form.PAGE.value, headers={"ADE-Log-Id": found.log_id, "Cache-Control": "no-store"})
 
 
