@@ -104,9 +104,9 @@ async def _judge_segments(database: Database, identity: Identity, report: Verifi
                     f"is not where {row['stream']} is read: its segment, or the one before, was changed",
                 )
         stream, last_id = rows[-1]["stream"], rows[-1]["last_id"]
-    if report.count == 0 and led != identity.head - identity.oldest + (identity.head > 0):
-        if unled := await database.row("unled", upto=identity.head):
-            report.found(unled["id"], "is not read with its stream: its segment is gone")
+    whole = report.count == 0 and led == identity.head - identity.oldest + (identity.head > 0)
+    if not whole and (unled := await database.row("unled", upto=identity.head)):
+        report.found(unled["id"], "is not read with its stream: its segment is gone")
 
 
 class _Walk:
