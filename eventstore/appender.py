@@ -7,8 +7,9 @@ twice (see ``Append.repeatable``) is sent again; only what may not is given back
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import anyio
 from anyio.abc import TaskStatus
@@ -16,7 +17,7 @@ from anyio.abc import TaskStatus
 from eventstore.clock import jitter
 from eventstore.database import BigInts, Bools, Connection, Database, Ints, Text, Texts, call, connect
 from eventstore.errors import Conflict, Fenced, InvalidEvent, KeyReused, StoreBug, TooLarge, Unavailable
-from eventstore.event import Append, Appended
+from eventstore.event import Append, Appended, NewEvent
 
 BATCH_EVENTS = 4_000
 BATCH_BYTES = 8 * 2**20
@@ -33,6 +34,17 @@ PATIENCE_S = 10.0
 HINT_TIMEOUT_S = 1.0
 HINT_INTERVAL_S = 0.004
 """Hints go out at once when idle and no closer than this under load: NOTIFY takes a lock of the whole server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What a batch has added to the log: ``seconds`` from its sending to its commit, ``bytes`` of payload."""
+
+    seconds: float
+    events: int
+    bytes: int
+    control: Sequence[tuple[str, NewEvent]]
+    """Its control events, each with its stream."""
 
 
 class _Waiting:
@@ -80,10 +92,14 @@ class _Waiting:
 
 
 class Appender:
-    """The writer of one process. Start :meth:`run` in a task group, then :meth:`append` from anywhere in it."""
+    """The writer of one process. Start :meth:`run` in a task group, then :meth:`append` from anywhere in it.
 
-    def __init__(self, database: Database) -> None:
+    ``observe`` is told of each batch that has landed; it must neither wait nor fail.
+    """
+
+    def __init__(self, database: Database, observe: Callable[[Landed], None] = lambda _: None) -> None:
         self._database = database
+        self._observe = observe
         self._control: deque[_Waiting] = deque()
         self._bulk: deque[_Waiting] = deque()
         self._bulk_bytes = 0
@@ -169,12 +185,17 @@ class Appender:
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         if self._connection is None:
             self._connection = await connect(self._database.url)
+        sent = time.monotonic()
         rows = await call(self._connection, "append", *_columns(batch))
+        took_s = time.monotonic() - sent
         for waiting, row in zip(batch, rows, strict=True):
             waiting.finish(_answer(waiting.append, row["outcome"], row))
             if row["outcome"] == "appended":
                 self._moved = self._moved or not waiting.bulk
                 self._hint.set()
+        new = [waiting for waiting, row in zip(batch, rows, strict=True) if row["outcome"] == "appended"]
+        if new:
+            self._observe(_landed(new, took_s))
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -193,6 +214,12 @@ class Appender:
         moved, self._moved = self._moved, False
         with anyio.move_on_after(HINT_TIMEOUT_S, shield=True), suppress(Unavailable):  # may be lost: readers poll
             await self._database.rows("hint", moved=moved)
+
+
+def _landed(new: Sequence[_Waiting], seconds: float) -> Landed:
+    parts = [part for waiting in new if not waiting.bulk for part in waiting.append.parts]
+    control = [(part.stream, event) for part in parts for event in part.events if not event.bulk]
+    return Landed(seconds, sum(waiting.events for waiting in new), sum(waiting.size for waiting in new), control)
 
 
 def _who_can_wait(batch: Sequence[_Waiting], away: Unavailable) -> list[_Waiting]:

@@ -119,9 +119,10 @@ async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 class Database:
-    """A pool of connections to one PostgreSQL. ``async with Database(url) as database``."""
+    """A pool of connections to one PostgreSQL. ``async with Database(url) as database``. ``name``: who it is, for those
+    who look at the server's list of connections."""
 
-    def __init__(self, url: str, *, connections: int = 10) -> None:
+    def __init__(self, url: str, *, connections: int = 10, name: str | None = None) -> None:
         self.url = url
         self._pool: psycopg_pool.AsyncConnectionPool[Connection] = psycopg_pool.AsyncConnectionPool(
             url,
@@ -131,7 +132,12 @@ class Database:
             reconnect_timeout=RECONNECT_S,
             open=False,
             configure=_configure,
-            kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": CONNECT_TIMEOUT_S},
+            kwargs={
+                "autocommit": True,
+                "row_factory": dict_row,
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                **({} if name is None else {"application_name": name}),
+            },
         )
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ so that a stream, a file and an export are the same bytes.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, overload
 
 import orjson
@@ -22,6 +23,8 @@ ENVELOPE = frozenset({"id", "object", "type", "seq", "created", "created_at"})
 
 NEW = 0
 """The expectation that a stream does not exist yet."""
+
+_CREATED_AT = b'"created_at":"'
 
 # Line separators of Unicode that common line readers split on, though JSON allows them bare in a string.
 _SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
@@ -232,6 +235,12 @@ class Page(Sequence[Line]):
     def first_id(self) -> int:
         """The id of the first line, of a page that has one."""
         return int(self.ndjson[6 : self.ndjson.index(b",")])
+
+    @property
+    def recorded_at(self) -> float:
+        """When the first line was appended, of a page that has one: seconds since the epoch, the database's clock."""
+        place = self.ndjson.index(_CREATED_AT) + len(_CREATED_AT)
+        return datetime.fromisoformat(self.ndjson[place : self.ndjson.index(b'"', place)].decode()).timestamp()
 
     def since(self, after: int) -> "Page":
         """The lines after an id."""

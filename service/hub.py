@@ -24,6 +24,7 @@ from eventstore.errors import Unavailable
 from eventstore.log import PAGE
 from eventstore.selection import News, Selection, select
 from eventstore.tail import Hints
+from service import metrics
 
 COALESCE_S = 0.002
 """The least time between two looks; an idle feed's line is passed on at once."""
@@ -244,11 +245,12 @@ def _key(source: Source) -> Hashable:
 class Watch(Generic[S]):
     """The rings of all watched sources of one kind, and the loop that reads what is new of them in one statement."""
 
-    def __init__(self, read: Callable[[Sequence[tuple[S, int]]], Awaitable[News]], redactions: S) -> None:
+    def __init__(self, name: str, read: Callable[[Sequence[tuple[S, int]]], Awaitable[News]], redactions: S) -> None:
         self.rings: dict[Hashable, Ring[S]] = {}
         self.head = 0
         """From here on redactions are looked for."""
         self.heartbeat = time.monotonic()
+        self._name = name
         self._read = read
         self._redactions = redactions
 
@@ -290,23 +292,26 @@ class Watch(Generic[S]):
         rings = list(self.rings.values())
         if not rings:
             return 0
+        since = time.monotonic()
         found = await self._read([(self._redactions, self.head), *((ring.source, ring.upto) for ring in rings)])
         (system, self.head), *pages = found.pages
         if any(line.type == "event.redacted" for line in system):
             for ring in rings:
                 ring.forget()
-        woken = 0
+        woken, moved = 0, None
         for ring, (page, upto) in zip(rings, pages, strict=True):
             if upto < found.head and ring.new:
                 ring.leap(found.head)  # nobody looked for long: what its viewers want is not worth catching up with
             elif page:
                 ring.extend(page, upto)
+                moved = page
                 woken += ring.viewers
             else:
                 ring.upto = upto
             ring.new = False
         if any(upto < found.head for _, upto in found.pages):
             hints.pulse()  # there is more
+        metrics.looked(self._name, since, moved)
         return woken
 
 
@@ -317,8 +322,8 @@ class Hub:
         self.log = log
         self.draining = False
         self.hints = hints
-        self._feeds = Watch[Feed](self._read_feeds, SYSTEM)
-        self._selections = Watch[Selection](partial(select, log.database), REDACTIONS)
+        self._feeds = Watch[Feed]("feeds", self._read_feeds, SYSTEM)
+        self._selections = Watch[Selection]("selections", partial(select, log.database), REDACTIONS)
 
     @property
     def heartbeat(self) -> float:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,6 +69,15 @@ class Settings(BaseSettings):
     disk_free_min_mb: int = Field(512, ge=0, description="With less free on its disk a worker begins nothing.")
     line_max_bytes: int = Field(16 * 2**20, ge=65536, description="More of one line of output is cut, and counted.")
     log_max_bytes: int = Field(2**30, ge=2**20, description="More output of one run is not kept, and counted.")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="How the processes log: for people, as JSON, or for people on a terminal only."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What they log, at the least.")
+    metrics_dir: Path | None = Field(
+        None, description="Where the processes of one machine find each other's metrics; `ade serve` makes one."
+    )
+    otlp_endpoint: str | None = Field(None, description="The OTLP/HTTP receiver that spans are sent to.")
+    otlp_headers: str | None = Field(None, description="Headers for it, `name=value` with commas between.")
     config_max_bytes: int = Field(64 * 2**20, ge=1024, description="The largest config package that is taken in.")
     document_max_bytes: int = Field(512 * 2**20, ge=1024, description="The largest document that is taken in.")
 
@@ -109,6 +119,12 @@ class Settings(BaseSettings):
             for name, value in os.environ.items()
             if name.startswith(SECRET_PREFIX)
         }
+
+    @cached_property
+    def otlp(self) -> Mapping[str, str]:
+        """The headers for the receiver of spans; their values are mostly keys."""
+        pairs = (pair.partition("=") for pair in (self.otlp_headers or "").split(",") if pair.strip())
+        return {name.strip(): unquote(value.strip()) for name, _, value in pairs}
 
     @cached_property
     def installer_env(self) -> Mapping[str, str]:

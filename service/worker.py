@@ -23,12 +23,13 @@ from eventstore.clock import jitter, now, token_hex
 from eventstore.database import Connection, call, connect
 from eventstore.errors import Fenced, Unavailable
 from eventstore.tail import Hints
-from service import commands
+from service import commands, metrics
 from service.build_job import BuildJob
 from service.engine_account import EngineAccount
 from service.files import Files
 from service.handler import Handler
 from service.jobs import Job, Shop
+from service.logs import always, fields
 from service.run_job import RunJob
 from service.settings import Settings
 from service.work import leftovers
@@ -70,8 +71,10 @@ class Worker:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled, or until it is drained."""
+        always(worker_id=self.id)
         if self._shop.engines.notice:
             logger.warning(self._shop.engines.notice)
+        metrics.SLOTS.set(self._settings.max_concurrency)
         await patiently(self._clean_up)
         async with anyio.create_task_group() as tasks:
             for service in (self._renew, self._watch_cancels, self._recover, self._pass_on_hints):
@@ -155,11 +158,12 @@ class Worker:
         prefix, kind = ("build", BuildJob) if stream.startswith("build_") else ("run", RunJob)
         job: Job = kind(stream, Writer(self._appender, self._handler, lease, prefix), self._shop)
         held = self._held[stream] = _Held(lease, job, slot)
+        metrics.SLOTS_USED.inc(slot)
         return held
 
     async def _work(self, held: _Held) -> None:
         try:
-            with held.scope:
+            with held.scope, fields(**{f"{held.lease.stream.partition('_')[0]}_id": held.lease.stream}):
                 await self._do(held)
         except anyio.get_cancelled_exc_class():  # not the lease was lost: the worker is being stopped
             with anyio.CancelScope(shield=True):
@@ -186,6 +190,7 @@ class Worker:
 
     async def _let_go(self, held: _Held) -> None:
         del self._held[held.lease.stream]
+        metrics.SLOTS_USED.dec(held.slot)
         self._wake.set()  # what is next does not wait until the lease is dropped
         try:
             await self._leases.drop(held.lease)
@@ -253,6 +258,7 @@ class Worker:
             seconds=float(self._settings.lease_seconds),
         )
         for stream in self._held.keys() & held.keys() - {row["stream"] for row in rows}:
+            metrics.LEASES_LOST.inc()
             self._held[stream].scope.cancel()
 
     async def _watch_cancels(self) -> None:

@@ -14,13 +14,17 @@ from eventstore import Appender, Database, Log
 from eventstore.clock import ulid
 from eventstore.tail import LOG, Hints
 from service.api.access import PlainPath, SameOrigin
+from service.api.access_log import AccessLog
 from service.api.deployment import Deployment
+from service.api.greeting import greet
 from service.api.problems import HANDLERS
 from service.api.routes import routes
 from service.api.streams import App
+from service.exposition import Exposition, connection_name
 from service.files import Files
 from service.handler import Handler
 from service.hub import Hub
+from service.observer import observe
 from service.settings import Settings
 from service.work.installer import python_version
 
@@ -33,18 +37,21 @@ def create_app(settings: Settings, url: str) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         files = Files.of(settings)
-        async with Database(url, connections=CONNECTIONS) as database, anyio.create_task_group() as tasks:
-            log, appender, hints = Log(database), Appender(database), Hints(database, LOG)
+        database = Database(url, connections=CONNECTIONS, name=connection_name("api"))
+        async with database, anyio.create_task_group() as tasks:
+            log, appender, hints = Log(database), Appender(database, observe), Hints(database, LOG)
             hub = Hub(log, hints)
             identity = await log.identity()
-            for service in (appender, hints, hub):
+            await greet(database, app.routes)
+            exposition = Exposition("api", settings.metrics_dir)
+            for service in (appender, hints, hub, exposition):
                 await tasks.start(service.run)
             handler = Handler(database, log, appender, files, settings, await python_version(settings.python))
-            app.state.deployment = Deployment(settings, database, log, identity.log_id, handler, hub, files)
+            app.state.deployment = Deployment(settings, database, log, identity.log_id, handler, hub, files, exposition)
             yield
             tasks.cancel_scope.cancel()
 
-    middleware = [Middleware(RequestId), Middleware(SameOrigin), Middleware(PlainPath)]
+    middleware = [Middleware(RequestId), Middleware(AccessLog), Middleware(SameOrigin), Middleware(PlainPath)]
     return App(routes=routes(), lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
 
 

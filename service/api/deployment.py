@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from eventstore import Database, Log
+from service.exposition import Exposition
 from service.files import Files
 from service.handler import Handler
 from service.hub import Hub
@@ -20,3 +21,4 @@ class Deployment:
     handler: Handler
     hub: Hub
     files: Files
+    exposition: Exposition

@@ -63,6 +63,7 @@ class Answer:
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key", "Makes it safe to send the request again: for 24 hours the key stands for what it made first."
 )
+TRACEPARENT = Header("traceparent", "W3C Trace Context: the span that the trace of what is made lies below.")
 LAST_EVENT_ID = Header("Last-Event-ID", "With SSE: the cursor, in place of `after_id`. Browsers send it by themselves.")
 RANGE = Header("Range", "`bytes=…`, one range; several, or another unit, give the whole.")
 IF_RANGE = Header("If-Range", "An `ETag`: the range is given only where it still names these bytes.")

@@ -6,6 +6,7 @@ import orjson
 import pydantic
 from starlette.requests import Request
 
+from projections.tracing import parse
 from service import handler
 from service.api.deployment import Deployment
 from service.errors import Invalid, Malformed, TooLarge, WrongMediaType
@@ -75,5 +76,7 @@ def idempotency(request: Request, scope: str, body: Any) -> handler.Request:
     if key is not None and not 0 < len(key) <= KEY_MAX_CHARACTERS:
         raise Malformed(f"`Idempotency-Key` may have {KEY_MAX_CHARACTERS} characters.", parameter="Idempotency-Key")
     return handler.Request(
-        key=None if key is None else f"{scope}:{key}", digest=handler.request_digest(request.url.path, body)
+        key=None if key is None else f"{scope}:{key}",
+        digest=handler.request_digest(request.url.path, body),
+        traceparent=request.headers.get("traceparent") if parse(request.headers.get("traceparent")) else None,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from service.api import builds, feeds, log_search, logs, pages, runs, system, uploads
+from service.api import builds, feeds, log_search, logs, metrics, pages, runs, system, uploads
 from service.api.endpoint import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
@@ -17,6 +17,7 @@ from service.api.endpoint import (
     RANGES,
     RETRY_AFTER,
     STREAM,
+    TRACEPARENT,
     Answer,
     Bytes,
     Endpoint,
@@ -117,7 +118,7 @@ _RUNS = (
         made(RunSnapshot),
         Answer(200, "With `stream`: the run's events.", STREAM, (LOG_ID,)),
         refusals=(NeedsInput, NoEngine, BadConfig, InSafeMode),
-        takes=(IDEMPOTENCY_KEY,),
+        takes=(IDEMPOTENCY_KEY, TRACEPARENT),
     ),
     _get("list_runs", "/runs", runs.listing, "runs", lists(RunSnapshot)),
     _get("list_runs_of_config", "/configs/{config}/runs", runs.of_config, "runs", lists(RunSnapshot)),
@@ -160,7 +161,7 @@ _ENSURE = _post(
     made(BuildSnapshot),
     Answer(200, "One that is there already, or the events of either.", {JSON: BuildSnapshot, **STREAM}, (LOCATION,)),
     refusals=(BuildInProgress, NoEngine, BadConfig, InSafeMode),
-    takes=(IDEMPOTENCY_KEY,),
+    takes=(IDEMPOTENCY_KEY, TRACEPARENT),
 )
 
 _BUILDS = (
@@ -228,6 +229,7 @@ _UNREADY = Answer(503, "No, and why not.", {JSON: Readiness}, (RETRY_AFTER,))
 _ROOT = (
     Endpoint("health", "GET", "/health", system.health, Role.PUBLIC, "service", (shows(Health),)),
     Endpoint("ready", "GET", "/ready", system.ready, Role.PUBLIC, "service", (shows(Readiness, "Yes."), _UNREADY)),
+    _get("metrics", "/metrics", metrics.metrics, "service", Answer(200, "Prometheus's format.", {"text/plain": Bytes})),
     _page("console", "/", pages.console, "text/html"),
     _page("console_script", "/console.js", pages.console_script, "text/javascript"),
     _page("docs", "/docs", pages.docs, "text/html"),

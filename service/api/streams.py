@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from eventstore import Log, Page
 from eventstore.clock import jitter
+from service import metrics
 from service.api.console_lines import as_console
 from service.api.query import Cursor, Flag, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
@@ -229,8 +230,12 @@ class Stream:
         headers, self._headers = self._headers, []  # a stream lives for long, and there are thousands
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         del headers
-        with self._hub.view(self._source, self._after) as viewer:
-            gone = await self._serve(viewer, receive, send)
+        metrics.STREAMS.inc()
+        try:
+            with self._hub.view(self._source, self._after) as viewer:
+                gone = await self._serve(viewer, receive, send)
+        finally:
+            metrics.STREAMS.dec()
         if gone and self._on_hang_up is not None:
             await self._on_hang_up()
 

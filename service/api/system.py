@@ -4,6 +4,7 @@ import shutil
 import time
 from typing import Any, Literal
 
+import anyio
 import anyio.to_thread
 from pydantic import Field
 from starlette.requests import Request
@@ -21,6 +22,8 @@ from service.api.snapshots import List
 
 HEARTBEAT_S = 5.0
 """A tail that has not looked for this long is not tailing."""
+DATABASE_TIMEOUT_S = 2.0
+"""Who asks whether we are ready waits for seconds at the most; the pool waits longer for a database to come back."""
 LAG_EVENTS = 200_000
 UNSEALED_S = 60.0
 """Events are sealed within a second; for this long only where the projector is not there, or will not."""
@@ -122,16 +125,19 @@ async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]
     """Why not, and what of the log is not sealed yet: how many events, and since when, in seconds."""
     reasons, unsealed = [], None
     try:
-        schema = compare({row["name"]: row["digest"] for row in await found.database.rows("migrations")})
-        if schema.pending:
-            reasons.append(f"migrations are pending: {', '.join(schema.pending)}; run `ade db migrate`")
-        else:
-            unsealed = await found.database.row("unsealed")
+        with anyio.fail_after(DATABASE_TIMEOUT_S):
+            schema = compare({row["name"]: row["digest"] for row in await found.database.rows("migrations")})
+            if schema.pending:
+                reasons.append(f"migrations are pending: {', '.join(schema.pending)}; run `ade db migrate`")
+            else:
+                unsealed = await found.database.row("unsealed")
+            row = await found.database.row("projector_lag")
         if unsealed and unsealed["seconds"] > UNSEALED_S:
             reasons.append(f"{unsealed['events']} events are not sealed, since {unsealed['seconds']:.0f} seconds")
-        row = await found.database.row("projector_lag")
         if row and row["lag"] > LAG_EVENTS:
             reasons.append(f"the projector is {row['lag']} events behind")
+    except TimeoutError:
+        reasons.append(f"the database has not answered for {DATABASE_TIMEOUT_S:g} seconds")
     except Unavailable as away:
         reasons.append(f"the database cannot be reached: {away.facts.get('reason')}")
     if time.monotonic() - found.hub.heartbeat > HEARTBEAT_S:

@@ -19,7 +19,8 @@ from eventstore.migrations import migrate
 from eventstore.statements import texts
 from projections.whole_file import whole_file
 from service.cli.output import size
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
+from service.logs import log_to_stderr
 from service.settings import Settings
 from service.work.process import spawn
 

@@ -12,9 +12,10 @@ from service.cli import feeds, output
 from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
 from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
 from service.cli.output import Screen
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
 from service.client import Consumer
 from service.files import Files
+from service.logs import log_to_stderr
 from service.settings import Settings
 
 app = typer.Typer(help="Builds: the venvs of configs.", no_args_is_help=True)

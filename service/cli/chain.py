@@ -27,9 +27,10 @@ from projections.redaction import Redacted
 from projections.redaction import redact as redact_events
 from service.cli.connection import FAILED, USAGE, AsJson
 from service.cli.output import BAD, GOOD
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
 from service.cli.tables import verify_tables
 from service.files import Files
+from service.logs import log_to_stderr
 from service.settings import Settings
 
 

@@ -10,7 +10,8 @@ from rich.progress import Progress
 from projections.rebuild import rebuild as rebuild_projection
 from projections.tables import ALL
 from service.cli import chain, transfer
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
+from service.logs import log_to_stderr
 from service.settings import Settings
 
 app = typer.Typer(help="The log: whether it is whole, its export, rebuild of what is derived.", no_args_is_help=True)

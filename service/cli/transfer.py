@@ -20,7 +20,8 @@ from eventstore.seals import Place, Sealer
 from projections.log_import import Imported, import_log, lines_of
 from projections.sqlite_file import write_sqlite
 from service.cli.connection import USAGE, AsJson
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
+from service.logs import log_to_stderr
 from service.settings import Settings
 
 UNKNOWN = "unknown"
