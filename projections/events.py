@@ -108,6 +108,7 @@ class RunCreated(Payload, wire="run.created"):
     inputs: list[Input]
     requested_by: str
     max_attempts: int | None = None
+    traceparent: str | None = None
 
 
 class RunWaiting(Payload, wire="run.waiting"):
@@ -236,6 +237,7 @@ class BuildCreated(Payload, wire="build.created"):
     engine: str | None
     requested_by: str
     max_attempts: int | None = None
+    traceparent: str | None = None
 
 
 class BuildStarted(Payload, wire="build.started"):

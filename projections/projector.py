@@ -5,7 +5,7 @@ checkpoint commit together, and a file is resumed from its last whole line.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import anyio
@@ -27,16 +27,29 @@ STEP_IDS = 20_000
 HOUSEKEEPING_S = 600.0
 DISK_PAUSE_S = 5.0
 
+Step = Callable[[], Awaitable[bool]]
+"""Goes forward a little; whether there is more to do."""
+
 
 class Projector:
-    """Start :meth:`run` in a task group. ``path_of(workspace, stream)`` says where a log file lies."""
+    """Start :meth:`run` in a task group. ``path_of(workspace, stream)`` says where a log file lies; ``also`` are steps
+    of others who follow the log, one at a time in a deployment."""
 
-    def __init__(self, database: Database, log: Log, hints: Hints, leases: Leases, path_of: PathOf) -> None:
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        hints: Hints,
+        leases: Leases,
+        path_of: PathOf,
+        also: Sequence[Step] = (),
+    ) -> None:
         self._database = database
         self._log = log
         self._hints = hints
         self._leases = leases
         self._path_of = path_of
+        self._also = also
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Works while it is elected, waits for its turn otherwise; comes back after every outage."""
@@ -52,7 +65,7 @@ class Projector:
 
     async def _work(self, lease: Lease) -> None:
         files = LogFiles(self._database, self._log, self._path_of)
-        steps: list[Callable[[], Awaitable[bool]]] = [partial(self._step_files, files)]
+        steps: list[Step] = [partial(self._step_files, files), *self._also]
         steps += [partial(self._step_table, projection.name) for projection in CAUGHT_UP]
         try:
             async with anyio.create_task_group() as tasks:
@@ -82,7 +95,7 @@ class Projector:
         except Unavailable:
             return  # the lease runs out by itself
 
-    async def _follow(self, step: Callable[[], Awaitable[bool]]) -> None:
+    async def _follow(self, step: Step) -> None:
         while True:
             wait = self._hints.next()
             if not await step():

@@ -27,6 +27,7 @@ class Run:
     requested_by: str = ""
     attempt: int = 0
     max_attempts: int = 1
+    traceparent: str | None = None
     lost_attempts: int = 0
     """Attempts that are lost and count; one that was handed back does not."""
     retry_at: float | None = None
@@ -67,6 +68,7 @@ def apply(run: Run, event: Event) -> Run:
                 created_id=event.id,
                 created_at=event.recorded_at,
                 max_attempts=data.get("max_attempts") or run.max_attempts,
+                traceparent=data.get("traceparent"),
                 **{name: data[name] for name in kept},
             )
         case "run.waiting":

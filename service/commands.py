@@ -98,6 +98,7 @@ class BuildWanted:
     engine: str | None
     requested_by: str
     max_attempts: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class CreateRun:
     inputs: Sequence[events.Input]
     requested_by: str
     max_attempts: int | None = None
+    traceparent: str | None = None
 
 
 def create_run(asked: CreateRun, binding: Binding) -> tuple[Part, ...]:
@@ -195,6 +197,7 @@ def _run_created(asked: CreateRun, build_id: str | None) -> events.RunCreated:
         inputs=list(asked.inputs),
         requested_by=asked.requested_by,
         max_attempts=asked.max_attempts,
+        traceparent=asked.traceparent,
     )
 
 
@@ -210,6 +213,7 @@ def _build_created(
         engine=wanted.engine,
         requested_by=wanted.requested_by,
         max_attempts=wanted.max_attempts,
+        traceparent=wanted.traceparent,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -18,6 +18,7 @@ from projections import config as configs
 from projections import events
 from projections import run as runs
 from projections.lifecycle import Phase
+from projections.tracing import span_of
 from service import commands
 from service.errors import BadConfig, InSafeMode, KeyReuse, NeedsInput, NoEngine, TooBusy, UnknownThing
 from service.files import Files
@@ -42,6 +43,8 @@ class Request:
     requested_by: str = "anonymous"
     key: str | None = None
     digest: str = ""
+    traceparent: str | None = None
+    """The caller's span, which what is asked for will lie below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Handler:
     async def create_run(self, config_id: str, options: commands.RunOptions, request: Request) -> Created:
         """A new run of the newest version of a config, bound to a build."""
         run_id, build_id = f"run_{ulid()}", f"build_{ulid()}"
+        below = replace(request, traceparent=str(span_of(run_id, request.traceparent)))
 
         async def decide() -> tuple[tuple[Part, ...], str]:
             config = await self.config(config_id)
@@ -118,10 +122,12 @@ class Handler:
             if manifest.needs_input and not inputs and not options.validate_only:
                 raise NeedsInput("The config's command names an input: give `document_ids`.", config_id=config.id)
             attempts = options.max_attempts or manifest.max_attempts or self.settings.run_max_attempts
-            asked = commands.CreateRun(run_id, config, options, inputs, request.requested_by, attempts)
+            asked = commands.CreateRun(
+                run_id, config, options, inputs, request.requested_by, attempts, request.traceparent
+            )
             if await self.safe_mode():
                 return commands.refuse_run_in_safe_mode(asked), "refused"
-            binding = await self._bind(config, manifest, build_id, request, force=options.force_rebuild)
+            binding = await self._bind(config, manifest, build_id, below, force=options.force_rebuild)
             return commands.create_run(asked, binding), "created"
 
         appended, how = await self._create(decide, request)
@@ -201,7 +207,9 @@ class Handler:
             )
         print_ = await anyio.to_thread.run_sync(fingerprint, config.digest, engine, self.python)
         attempts = self.settings.build_max_attempts
-        return commands.BuildWanted(build_id, print_, engine or None, request.requested_by, attempts)
+        return commands.BuildWanted(
+            build_id, print_, engine or None, request.requested_by, attempts, request.traceparent
+        )
 
     async def _manifest(self, config: configs.Config) -> Manifest:
         folder = self.files.config(config.digest)

@@ -16,6 +16,7 @@ from projections import events
 from projections.build import Build
 from projections.lifecycle import Phase
 from projections.run import Run
+from projections.tracing import span_of_attempt
 from service import commands
 from service.commands import Loss, RunOptions, run_completed
 from service.jobs import Job, Shop
@@ -182,7 +183,11 @@ class RunJob(Job):
         secrets = {name: settings.secrets[name] for name in manifest.secrets}
         mask = Mask(secrets.values(), patterns_of(settings.mask_patterns))
         env = runner.environment(
-            venv=builder.venv_python(folder).parent.parent, scratch=scratch, run_id=run.id, secrets=secrets
+            venv=builder.venv_python(folder).parent.parent,
+            scratch=scratch,
+            run_id=run.id,
+            traceparent=str(span_of_attempt(run.id, run.traceparent, run.attempt + 1)),
+            secrets=secrets,
         )
         inputs_bytes = sum(document["size"] for document in run.inputs)
         limits = Limits(

@@ -161,7 +161,9 @@ def test_an_engine_gets_nothing_else_of_the_environment(http: httpx.Client, conf
     """Neither the service's settings, nor index addresses, nor variables that nobody listed."""
     _, events = engine.run(http, config, "print(*sorted(os.environ))")
     given = next(filter(engine.is_type("run.log"), events))["message"].split()
-    expected = {"ADE_RUN_ID", "HOME", "LANG", "PATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "TOKEN", "TZ"}
+    expected = {
+        *("ADE_RUN_ID", "HOME", "LANG", "PATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "TOKEN", "TRACEPARENT", "TZ")
+    }
     assert set(given) - {"LC_CTYPE"} == expected  # which Python may set for itself
 
 

@@ -31,7 +31,7 @@ from tests.conftest import Store, open_store
 from tests.histories import golden, line, tell
 
 KINDS: dict[str, Moves] = {"run": RUN, "build": BUILD}
-NO_COLUMN = {"phase", "control_id", "cancel_requested_by", "max_attempts", "lost_attempts"}
+NO_COLUMN = {"phase", "control_id", "cancel_requested_by", "max_attempts", "lost_attempts", "traceparent"}
 """What a fold knows for decisions only."""
 SAMPLES = {example.type: example.data for example in golden()}
 """A payload for every event that there is."""
@@ -126,7 +126,7 @@ def test_the_golden_log_is_a_history_that_the_lifecycles_allow() -> None:
         before = phases.get(example.stream, Phase.NONE)
         if example.stream.startswith(tuple(KINDS)) and not example.event.bulk:
             phases[example.stream] = move(moves_of(example.stream), before, example.type, example.data)
-    assert len(phases) == 10
+    assert len(phases) == 12
     assert set(phases.values()) == {Phase.ENDED}
 
 

@@ -59,7 +59,9 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def environment(*, venv: Path, scratch: Scratch, run_id: str, secrets: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    *, venv: Path, scratch: Scratch, run_id: str, traceparent: str, secrets: Mapping[str, str]
+) -> dict[str, str]:
     """All that an engine gets to know of the machine."""
     return {
         "PATH": f"{venv / 'bin'}:{SYSTEM_PATH}",
@@ -69,6 +71,7 @@ def environment(*, venv: Path, scratch: Scratch, run_id: str, secrets: Mapping[s
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
         RUN_MARK: run_id,
+        "TRACEPARENT": traceparent,
         **secrets,
     }
 

@@ -37,3 +37,18 @@ SELECT key, live, folded, differences FROM compare_table_v1(%(name)s, %(after)s:
 
 -- rebuild_forget: nothing is left of a rebuild that was not swapped in.
 DROP SCHEMA IF EXISTS next CASCADE;
+
+-- telemetry: what an engine says of the steps of one run, of the next events after a cursor, and the id that these reach,
+-- null at the end.
+WITH range AS MATERIALIZED (
+    SELECT * FROM page_ranges_v1(%(stream)s, NULL, %(after)s, 9223372036854775807, %(most)s, 16777216)
+)
+SELECT (SELECT max(last_id) FROM range) AS reached, e.id, e.type, extract(epoch FROM e.recorded_at)::float8 AS recorded_at,
+       e.data
+FROM (SELECT) AS always LEFT JOIN (
+    SELECT e.* FROM range AS r CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
+    WHERE e.bulk AND e.type ~ '^engine\..+\.(started|completed|finished|failed|canceled|skipped)$') AS e ON true
+ORDER BY e.id;
+
+-- config_name: what a config is called.
+SELECT name FROM configs WHERE id = %(id)s;

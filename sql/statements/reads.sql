@@ -101,8 +101,10 @@ WHERE g.first_id <= %(upto)s AND g.stream = ANY(%(streams)s) AND g.last_id > %(a
 SELECT holder AS id, count(*)::int AS leases, extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
 FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() GROUP BY holder ORDER BY holder;
 
--- projector_lag: how many ids the slowest caught-up projection is behind.
-SELECT coalesce((SELECT max(id) FROM events), 0) - coalesce(min(id), 0) AS lag FROM checkpoints;
+-- projector_lag: how many ids the slowest caught-up projection is behind; a receiver of traces that is away is no fault
+-- of ours.
+SELECT coalesce((SELECT max(id) FROM events), 0) - coalesce(min(id), 0) AS lag FROM checkpoints
+WHERE projection <> 'traces';
 
 -- last_id_upto: the last event of some streams up to an id.
 SELECT max(last_id) AS last_id FROM (
