@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -29,13 +30,18 @@ from eventstore.embedded import EmbeddedServer, EmbeddedServerError
 from eventstore.errors import CallerMistake, EventStoreError
 from eventstore.migrations import migrate
 from eventstore.tail import LOG, WORK, Hints
-from projections.projector import Projector
+from projections.projector import Projector, Step
+from service import otlp
 from service.api.access import is_loopback
 from service.api.app import create_app
 from service.api.streams import SEND_TIMEOUT_S
+from service.exposition import Exposition, connection_name, shared_folder
 from service.files import Files
 from service.handler import Handler
+from service.logs import log_to_stderr
+from service.observer import observe
 from service.settings import Settings
+from service.span_sender import SpanSender
 from service.work import cgroup
 from service.work.installer import python_version
 from service.work.process import Child, spawn
@@ -82,18 +88,6 @@ def postgres(settings: Settings) -> Iterator[Postgres]:
         raise typer.Exit(2 if isinstance(error, CallerMistake) else 3) from error
 
 
-def log_to_stderr(*, quiet: bool = False) -> None:
-    """Log lines for a person, on stderr."""
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every query that we cancel on purpose
-
-
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -102,17 +96,18 @@ def serve(
     """Run the service: API, worker and projector, with the bundled PostgreSQL where no other is given."""
     settings = Settings()
     host, port = host or settings.host, settings.port if port is None else port
-    log_to_stderr(quiet=quiet)
+    log_to_stderr("serve", quiet=quiet)
     if not is_loopback(host):
         logger.error("Refusing to listen on %s: there are no API keys yet, so only loopback is safe.", host)
         raise typer.Exit(2)
     with suppress(cgroup.NotDelegated):  # the worker will say so
         cgroup.claim()
-    with postgres(settings) as database:
+    with postgres(settings) as database, shared_folder(settings.metrics_dir) as metrics_dir:
         anyio.run(migrate, database.url)
         Files.of(settings).make()
         logger.info("database ready; listening on http://%s:%d", host, port)
         env = {**settings.child_env, "ADE_DATABASE_URL": database.url, "ADE_HOST": host, "ADE_PORT": str(port)}
+        env["ADE_METRICS_DIR"] = str(metrics_dir)
         argv = [sys.executable, "-m", "service.cli"]
         quietly = ["--quiet"] if quiet else []
         commands = {name: [*argv, name, *quietly] for name in ("api", "worker", "projector")}
@@ -175,7 +170,7 @@ async def _asked_to_stop() -> None:
 def api(quiet: bool = False) -> None:
     """The API process of `ade serve`."""
     settings = Settings()
-    log_to_stderr(quiet=quiet)
+    log_to_stderr("api", quiet=quiet)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor a viewer; the usual 1,024 are too few
     with postgres(settings) as database:
@@ -228,10 +223,11 @@ class _Backstage:
 
 
 @asynccontextmanager
-async def _backstage(url: str, channel: str) -> AsyncIterator[_Backstage]:
-    async with Database(url) as database, anyio.create_task_group() as tasks:
+async def _backstage(kind: str, settings: Settings, url: str, channel: str) -> AsyncIterator[_Backstage]:
+    async with Database(url, name=connection_name(kind)) as database, anyio.create_task_group() as tasks:
         hints = Hints(database, channel)
-        await tasks.start(hints.run)
+        for service in (hints, Exposition(kind, settings.metrics_dir)):
+            await tasks.start(service.run)
         yield _Backstage(database, Log(database), hints)
         tasks.cancel_scope.cancel()
 
@@ -239,7 +235,7 @@ async def _backstage(url: str, channel: str) -> AsyncIterator[_Backstage]:
 def worker(quiet: bool = False) -> None:
     """Run a worker alone, for a deployment with several machines."""
     settings = Settings()
-    log_to_stderr(quiet=quiet)
+    log_to_stderr("worker", quiet=quiet)
     Files.of(settings).make()
     try:
         logger.info("engines are limited by control groups below %s", cgroup.claim())
@@ -251,8 +247,8 @@ def worker(quiet: bool = False) -> None:
 
 
 async def _work(settings: Settings, url: str) -> None:
-    async with _backstage(url, WORK) as back, anyio.create_task_group() as tasks:
-        appender = Appender(back.database)
+    async with _backstage("worker", settings, url, WORK) as back, anyio.create_task_group() as tasks:
+        appender = Appender(back.database, observe)
         await tasks.start(appender.run)
         python = await python_version(settings.python)
         handler = Handler(back.database, back.log, appender, Files.of(settings), settings, python)
@@ -275,15 +271,28 @@ async def _drain_when_asked(working: Worker, drain_s: float, everything: anyio.C
 def projector(quiet: bool = False) -> None:
     """The projector process of `ade serve`."""
     settings = Settings()
-    log_to_stderr(quiet=quiet)
+    log_to_stderr("projector", quiet=quiet)
     with postgres(settings) as database:
         calm_collector()
         anyio.run(_project, settings, database.url)
 
 
 async def _project(settings: Settings, url: str) -> None:
-    async with _backstage(url, LOG) as back, anyio.create_task_group() as tasks:
+    async with _backstage("projector", settings, url, LOG) as back, anyio.create_task_group() as tasks:
         leases = Leases(back.database, f"projector-{token_hex(3)}", PROJECTOR_LEASE_S)
-        tasks.start_soon(Projector(back.database, back.log, back.hints, leases, Files.of(settings).logfile).run)
+        also = _span_sender(settings, back, (await back.log.identity()).log_id)
+        logfile = Files.of(settings).logfile
+        tasks.start_soon(Projector(back.database, back.log, back.hints, leases, logfile, also).run)
         await _asked_to_stop()
         tasks.cancel_scope.cancel()
+
+
+def _span_sender(settings: Settings, back: _Backstage, log_id: str) -> list[Step]:
+    if settings.otlp_endpoint is None:
+        return []
+    if not otlp.installed():
+        logger.error("ADE_OTLP_ENDPOINT is set, but no spans are sent: install ade-runs[otel]")
+        return []
+    resource = {"service.name": "ade", "service.version": version("ade-runs"), "ade.log_id": log_id}
+    receiver = otlp.Receiver(settings.otlp_endpoint, settings.otlp, resource)
+    return [SpanSender(back.database, back.log, receiver).step]
