@@ -104,8 +104,8 @@ async def _judge_segments(database: Database, identity: Identity, report: Verifi
                     f"is not where {row['stream']} is read: its segment, or the one before, was changed",
                 )
         stream, last_id = rows[-1]["stream"], rows[-1]["last_id"]
-    whole = report.count == 0 and led == identity.head - identity.oldest + (identity.head > 0)
-    if not whole and (unled := await database.row("unled", upto=identity.head)):
+    short = report.count == 0 and led != identity.head - identity.oldest + (identity.head > 0)
+    if short and (unled := await database.row("unled", upto=identity.head)):
         report.found(unled["id"], "is not read with its stream: its segment is gone")
 
 
