@@ -36,6 +36,7 @@ from service.api.access import is_loopback
 from service.api.app import create_app
 from service.api.streams import SEND_TIMEOUT_S
 from service.exposition import Exposition, connection_name, shared_folder
+from service.cli.bounded_head import BoundedHead
 from service.files import Files
 from service.handler import Handler
 from service.logs import log_to_stderr
@@ -177,6 +178,7 @@ def api(quiet: bool = False) -> None:
         app = create_app(settings, database.url)
         config = uvicorn.Config(
             app,
+            http=BoundedHead,
             host=settings.host,
             port=settings.port,
             log_config=None,
