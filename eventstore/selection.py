@@ -26,7 +26,7 @@ class Selection:
 
     types: tuple[str, ...] | None = None
     control: bool = False
-    workspace: str | None = None
+    workspaces: tuple[str, ...] | None = None
     stream: str | None = None
 
     @property
@@ -51,7 +51,9 @@ async def select(database: Database, cursors: Sequence[tuple[Selection, int]], *
         "read_selections",
         controls=[selection.control for selection, _ in cursors],
         types=[selection.patterns for selection, _ in cursors],
-        workspaces=[selection.workspace for selection, _ in cursors],
+        workspaces=[
+            None if selection.workspaces is None else ",".join(selection.workspaces) for selection, _ in cursors
+        ],
         streams=[selection.stream for selection, _ in cursors],
         afters=[after for _, after in cursors],
         examined=EXAMINED_ROWS,

@@ -81,6 +81,7 @@ class DocumentStored(Payload, wire="document.stored"):
     size: int
     sha256: Name
     media_type: str
+    requested_by: str | None = None
 
 
 # Runs
@@ -311,6 +312,25 @@ class SafeModeChanged(Payload, wire="safe_mode.changed"):
     reason: str | None = None
 
 
+class KeyCreated(Payload, wire="key.created"):
+    """A key of the API was made. ``workspaces`` is ``["*"]`` for one that is good everywhere."""
+
+    key_id: Name
+    name: str
+    role: Literal["viewer", "operator", "admin"]
+    workspaces: list[str]
+    expires_at: str | None = None
+    requested_by: str
+
+
+class KeyRevoked(Payload, wire="key.revoked"):
+    """A key of the API is good for nothing any more, nor is what was opened or signed with it."""
+
+    key_id: Name
+    requested_by: str
+    reason: str | None = None
+
+
 class EventRedacted(Payload, wire="event.redacted"):
     """The payloads of these events of ``stream`` were erased; each was replaced by its hash."""
 
@@ -319,6 +339,9 @@ class EventRedacted(Payload, wire="event.redacted"):
     requested_by: str
     reason: str
 
+
+ACTED = tuple(sorted(wire for wire, payload in registry.items() if "requested_by" in payload.model_fields))
+"""What somebody did, and who: an audit is these."""
 
 TERMINAL = frozenset(wire for wire, payload in registry.items() if payload.ends)
 """What ends a stream. Exactly these: an engine may well call an event of its own ``engine.run.completed``."""

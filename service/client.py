@@ -16,7 +16,8 @@ connection. For those who write the same in another language, this is the whole 
 5. ``run.completed`` (``build.completed`` for a build) of the stream that you follow is the end; nothing comes after it.
 6. A connection that breaks, is silent for three keep-alives, ends early, or answers 429 or 5xx is a pause: wait
    (``Retry-After``, else longer each time, by a random part less) and go on at 2. Other answers are for people:
-   404 unknown, 409 ``after_id`` is ahead of the log or of another log, 410 older than what is kept.
+   401 no key, or a dead one, 404 unknown, 409 ``after_id`` is ahead of the log or of another log, 410 older than what
+   is kept.
 7. A connection that ends early may also mean that the end lay behind ``after_id`` when you began: then the snapshot
    (``GET /api/v1/runs/<id>``) has ``finished``, and a ``last_event_id`` that is not after yours.
 
@@ -319,12 +320,12 @@ async def follow_async(http: httpx.AsyncClient, consumer: Consumer) -> AsyncIter
 
 
 class Client:
-    """The service at ``url``, for everything that is no stream. ``steps`` are the parts of a path below ``/api/v1``.
+    """The service at ``url``, asked with a key where one is given. ``steps`` are the parts of a path below ``/api/v1``.
 
     Raises ProblemError for what the service refuses, Unreachable where there is no answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
         try:
             host = httpx.URL(self.url).host
@@ -334,6 +335,7 @@ class Client:
         self.http = httpx.Client(
             base_url=f"{self.url}/api/v1/",
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            headers={} if key is None else {"X-API-Key": key},
             trust_env=host not in LOOPBACK,
         )
 

@@ -191,6 +191,39 @@ class KeyReuse(Refusal):
     slug, status = "idempotency-key-reused", 422
 
 
+class UnknownCaller(Refusal):
+    """A key is needed"""
+
+    slug, status = "unknown-caller", 401
+
+
+class RoleTooLow(Refusal):
+    """The key is not good for this"""
+
+    slug, status = "role-too-low", 403
+
+    class Facts(TypedDict):
+        role: Annotated[str, Field(description="The one that is needed.")]
+
+
+class HeadTooLarge(Refusal):
+    """The address or the headers are too long"""
+
+    slug, status = "head-too-large", 431
+
+    class Facts(TypedDict):
+        most_bytes: int
+
+
+class TooManyRequests(Refusal):
+    """Too many requests"""
+
+    slug, status = "too-many-requests", 429
+
+    class Facts(TypedDict):
+        retry_after_s: int
+
+
 class ForeignOrigin(Refusal):
     """The request comes from a foreign origin"""
 

@@ -251,7 +251,8 @@ class Handler:
 
     async def store_document(self, workspace: str, document: events.DocumentStored, request: Request) -> Created:
         """The document is on record; its bytes lie in place already."""
-        part = Part(f"workspace_{workspace}", (document.event(),), workspace=workspace)
+        said = document.model_copy(update={"requested_by": request.requested_by})
+        part = Part(f"workspace_{workspace}", (said.event(),), workspace=workspace)
         appended = await self._append((part,), request)
         if appended.duplicate:
             event = (await self.log.control_events(part.stream, upto=appended.first_id))[-1]

@@ -25,6 +25,7 @@ from eventstore.log import PAGE
 from eventstore.selection import News, Selection, select
 from eventstore.tail import Hints
 from service import metrics
+from service.keys import ANYBODY, Caller
 
 COALESCE_S = 0.002
 """The least time between two looks; an idle feed's line is passed on at once."""
@@ -132,14 +133,15 @@ class Ring(Generic[S]):
 class Viewer:
     """One reader of one source. ``after`` is the cursor that it has given, and all that its client must remember."""
 
-    __slots__ = ("_has", "_hub", "_in_ring", "_live", "_ring", "_source", "_watch", "after", "ended")
+    __slots__ = ("_caller", "_has", "_hub", "_in_ring", "_live", "_ring", "_source", "_watch", "after", "ended")
     _ring: Ring[Any]
 
-    def __init__(self, hub: "Hub", watch: "Watch[Any]", source: Source, after: int) -> None:
+    def __init__(self, hub: "Hub", watch: "Watch[Any]", source: Source, after: int, caller: Caller) -> None:
         self.after = after
         self.ended = isinstance(source, Feed) and source.ended_id is not None and after >= source.ended_id
         """Whether the terminal event lies behind the cursor."""
         self._hub = hub
+        self._caller = caller
         self._watch = watch
         self._source = source
         self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
@@ -158,8 +160,13 @@ class Viewer:
         """Whether it still reads the table, where more may be though nothing happens."""
         return not self._in_ring or self._has < self._ring.floor
 
+    @property
+    def dismissed(self) -> bool:
+        """Whether it is to go, though its source goes on: its caller's key is dead, or the server stops."""
+        return self._caller.over or self._hub.draining
+
     async def page(self, timeout_s: float, limit: int) -> Sequence[Line]:
-        """The next lines; none when the source stays quiet for so long, drains or has ended."""
+        """The next lines; none when the source stays quiet for so long or has ended, or it is dismissed."""
         deadline = time.monotonic() + timeout_s
         page: Sequence[Line] = ()
         while not (page or self.ended):
@@ -224,9 +231,9 @@ class Viewer:
         return page
 
     async def _wait(self, moved: anyio.Event, deadline: float) -> bool:
-        """Whether there may be something new; False when the time is over, or the server stops."""
+        """Whether there may be something new; False when the time is over, or the viewer is dismissed."""
         left_s = deadline - time.monotonic()
-        if self._hub.draining or left_s <= 0:
+        if self.dismissed or left_s <= 0:
             return False
         if self.behind:
             return True
@@ -330,10 +337,10 @@ class Hub:
         """When the log was last asked what is new of feeds, watched or not."""
         return self._feeds.heartbeat
 
-    def view(self, source: Source, after: int) -> Viewer:
-        """A viewer, which watches for as long as it is a block's."""
+    def view(self, source: Source, after: int, caller: Caller = ANYBODY) -> Viewer:
+        """A viewer, which watches for as long as it is a block's. When the caller is over, :meth:`wake` tells it."""
         watch: Watch[Any] = self._feeds if isinstance(source, Feed) else self._selections
-        return Viewer(self, watch, source, after)
+        return Viewer(self, watch, source, after, caller)
 
     def watches(self, stream: str) -> bool:
         """Whether somebody follows the feed of this run or build here."""
@@ -356,6 +363,10 @@ class Hub:
     def drain(self) -> None:
         """Every viewer's next read is its last: streams end between two events."""
         self.draining = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Every viewer looks around, though there is nothing new."""
         self._feeds.wake()
         self._selections.wake()
 
@@ -368,5 +379,4 @@ class Hub:
             task_status.started()
             while True:
                 await anyio.sleep(BEAT_S)
-                self._feeds.wake()
-                self._selections.wake()
+                self.wake()

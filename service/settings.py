@@ -4,6 +4,7 @@ Every variable is ``ADE_<FIELD>``. The unit stands last in a name. ``docs/refere
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,8 +32,13 @@ class Settings(BaseSettings):
     venvs_dir: Path | None = Field(None, description="Where builds make their venvs; `<data>/venvs` when unset.")
     runs_dir: Path | None = Field(None, description="Log files and artifacts of runs; `<data>/runs` when unset.")
     url: str = Field("http://127.0.0.1:8000", description="The service that the command line talks to.")
-    host: str = Field("127.0.0.1", description="Where `ade serve` listens; only loopback while there are no keys.")
+    api_key: str | None = Field(None, description="The key that the command line shows to the service.")
+    host: str = Field("127.0.0.1", description="Where `ade serve` listens; with `ADE_AUTH=off` only loopback.")
     port: int = Field(8000, ge=0, le=65535, description="The port of `ade serve`.")
+    auth: Literal["keys", "off"] = Field("off", description="Whether each request needs a key.")
+    rate_requests_per_second: float = Field(100, gt=0, description="Requests of one key, to one API process.")
+    rate_burst_requests: int = Field(200, ge=1, description="How many of these may come at once.")
+    cors_origins: str | None = Field(None, description="Origins whose pages may use the API, with commas between.")
     engine_spec: str | None = Field(
         None, description="The engine of configs that name none: a requirement, a wheel or a local folder."
     )
@@ -87,11 +93,28 @@ class Settings(BaseSettings):
         Mask(patterns=patterns_of(patterns))
         return patterns
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: str | None) -> str | None:
+        for origin in (origins or "").split(","):
+            if origin and not re.fullmatch(r"https?://[a-z0-9.:\[\]-]+", origin):
+                raise ValueError(f"{origin} is no origin: https://host, or https://host:port, in lower case")
+        return origins
+
     @model_validator(mode="after")
     def _relations(self) -> Self:
         if self.cancel_grace_seconds * 2 > self.run_timeout_seconds:
             raise ValueError("ADE_CANCEL_GRACE_SECONDS must be less than half of ADE_RUN_TIMEOUT_SECONDS")
+        if self.cors_origins and self.auth == "off":
+            raise ValueError(
+                "ADE_CORS_ORIGINS needs ADE_AUTH=keys: else every visitor of those pages could run code here"
+            )
         return self
+
+    @cached_property
+    def origins(self) -> frozenset[str]:
+        """The foreign origins whose pages may use the API."""
+        return frozenset(filter(None, (self.cors_origins or "").split(",")))
 
     @cached_property
     def data(self) -> Path:

@@ -93,6 +93,21 @@ CREATE TABLE seals (
 );
 COMMENT ON TABLE seals IS 'The hash chain over events: each seal covers the ids after..upto, with 8 bytes of every event''s hash.';
 
+CREATE TABLE api_keys (
+    id           text        PRIMARY KEY,
+    parent       text,  -- of a session: the key that it was opened with
+    name         text        NOT NULL,
+    sha256       bytea       NOT NULL CHECK (octet_length(sha256) = 32),  -- of a secret of 256 random bits
+    role         text        NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')),
+    workspaces   text[]      NOT NULL CHECK (cardinality(workspaces) > 0),
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at   timestamptz,
+    revoked_at   timestamptz,
+    last_used_at timestamptz
+);
+CREATE INDEX sessions_of_key ON api_keys (parent) WHERE parent IS NOT NULL;
+COMMENT ON TABLE api_keys IS 'Keys of the API, and sessions of browsers, which are keys that have a parent and end with it. {*} is every workspace.';
+
 CREATE TABLE schema_migrations (
     name       text        PRIMARY KEY,
     digest     text        NOT NULL,

@@ -14,6 +14,8 @@ from eventstore import Line, encode
 from projections.entries import Entries
 from service.api.console_lines import as_console
 from service.api.log_search import SearchQuery, SearchStream
+from service.keys import Caller
+from service.roles import Role
 from tests import engine
 from tests.conftest import Store, running_hub
 from tests.histories import line, tell
@@ -146,15 +148,16 @@ def test_a_search_goes_on_from_any_line(http: httpx.Client, run: dict[str, Any])
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("why", ["nothing", "hang-up", "drain"])
+@pytest.mark.parametrize("why", ["nothing", "hang-up", "drain", "revoked"])
 async def test_a_search_stops_between_two_steps(store: Store, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its client hangs up or the server drains. Seen to go on to the end without the look at either."""
+    """When its client hangs up, its key dies or the server drains. Seen to go on to the end without a look at each."""
     monkeypatch.setattr("eventstore.random_access.EXAMINED_EVENTS", 10)
     told = await tell(store, "run_1", *[line("run_1", f"{number}") for number in range(100)])
     stream = await store.log.stream("run_1")
     assert stream is not None
     async with running_hub(store) as hub:
         sent: list[bytes] = []
+        caller = Caller("key_1", Role.VIEWER, None)
 
         async def receive() -> dict[str, str]:
             if why != "hang-up" or len(sent) < 4:
@@ -165,8 +168,9 @@ async def test_a_search_stops_between_two_steps(store: Store, why: str, monkeypa
             sent.append(message.get("body", b""))
             if why == "drain" and len(sent) == 4:
                 hub.drain()
+            caller.over = why == "revoked" and len(sent) == 4
 
-        search = SearchStream(hub, "log_1", Entries(store.log, stream), SearchQuery(q="5"), 0)
+        search = SearchStream(hub, "log_1", Entries(store.log, stream), SearchQuery(q="5"), 0, caller)
         await search({"type": "http", "method": "GET"}, receive, send)
     lines = [orjson.loads(one) for one in b"".join(sent).splitlines()]
     if why == "nothing":

@@ -10,6 +10,7 @@ from eventstore import Database
 from eventstore.tail import LOG, Hints
 from service.api import system
 from service.api.deployment import Deployment
+from service.api.gate import Gate
 from service.exposition import Exposition
 from service.files import Files
 from service.handler import Handler
@@ -31,7 +32,8 @@ async def deployment(store: Store, tmp_path_factory: pytest.TempPathFactory) -> 
     files = Files.of(settings)
     handler = Handler(store.database, store.log, store.appender, files, settings, "3.11")
     hub, log_id = Hub(store.log, Hints(store.database, LOG)), (await store.log.identity()).log_id
-    return Deployment(settings, store.database, store.log, log_id, handler, hub, files, Exposition("api", None))
+    exposition, gate = Exposition("api", None), Gate(store.database, None)
+    return Deployment(settings, store.database, store.log, log_id, handler, hub, files, exposition, gate)
 
 
 async def reasons(deployment: Deployment) -> list[str]:

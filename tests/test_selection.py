@@ -19,6 +19,7 @@ from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES, Form, Stream
 from service.commands import run_completed
 from service.hub import Hub
+from service.keys import ANYBODY
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
 from tests.test_stream_app import Connection
@@ -35,8 +36,9 @@ SELECTIONS = [
     Selection(("engine.a_b", "run.log")),
     Selection(("run.completed", "run.created", "run.started"), control=True, stream="run_2"),
     Selection(stream="run_1"),
-    Selection(workspace="desert"),
-    Selection(("run.log",), workspace="antarctica", stream="run_0"),
+    Selection(workspaces=("desert",)),
+    Selection(workspaces=("antarctica", "nowhere")),
+    Selection(("run.log",), workspaces=("antarctica",), stream="run_0"),
     Selection(stream="run_none"),
     Selection(("build.created",), control=True),
 ]
@@ -79,7 +81,7 @@ def passing(wanted: Selection, rows: list[dict[str, Any]]) -> list[int]:
         families = [name[:-1] for name in wanted.types or () if name.endswith(".*")]
         return (
             (wanted.types is None or row["type"] in wanted.types or row["type"].startswith(tuple(families)))
-            and wanted.workspace in {None, row["workspace"]}
+            and (wanted.workspaces is None or row["workspace"] in wanted.workspaces)
             and wanted.stream in {None, row["stream"]}
         )
 
@@ -312,7 +314,7 @@ async def test_a_filtered_stream_moves_on_by_bookmarks(
     ended = Selection(("run.completed",), control=True, stream="run_1")
     with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
-            app = Stream(hub, ended, 0, Form.SSE, frame, "log_1")
+            app = Stream(hub, ended, 0, Form.SSE, frame, "log_1", ANYBODY)
             tasks.start_soon(app.serve, connection.receive, connection.send)
             await connection.until(marked(501))
             await connection.until(alive, 2)
@@ -338,7 +340,7 @@ async def test_a_filtered_stream_that_does_not_follow_ends_at_the_head(
     await flood(store, "run_1", 350)
     connection = Connection()
     with anyio.fail_after(PATIENCE_S):
-        app = Stream(hub, ENGINE, 0, Form.NDJSON, NDJSON_FRAME, "log_1", follow=False)
+        app = Stream(hub, ENGINE, 0, Form.NDJSON, NDJSON_FRAME, "log_1", ANYBODY, follow=False)
         await app.serve(connection.receive, connection.send)
     found = [orjson.loads(piece) for piece in connection.body.splitlines() if piece]
     assert [one["id"] for one in found if one["object"] == "ade.run.event"] == [452]

@@ -16,6 +16,7 @@ from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Frame, Stream
 from service.commands import run_completed
 from service.hub import Hub
+from service.keys import ANYBODY
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
 
@@ -65,7 +66,7 @@ async def hub(store: Store) -> AsyncIterator[Hub]:
 
 
 def stream(hub: Hub, form: Form, frame: Frame, **options: Any) -> Stream:
-    return Stream(hub, FEED, 0, form, frame, "log_1", **options)
+    return Stream(hub, FEED, 0, form, frame, "log_1", ANYBODY, **options)
 
 
 @FORMS

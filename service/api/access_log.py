@@ -18,7 +18,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class AccessLog:
-    """Stands inside of :class:`service.api.app.RequestId`. A stream is over for it when it begins."""
+    """Stands inside of :class:`service.api.headers.Heads`. A stream is over for it when it begins."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,6 +52,8 @@ def _tell(scope: Scope, status: int, seconds: float) -> None:
     level = logging.ERROR if status >= 500 else logging.INFO if status >= 400 or seconds > SLOW_S else logging.DEBUG
     if logger.isEnabledFor(level):
         told = {"method": method, "route": route, "status": status, "duration_ms": round(seconds * 1000, 1)}
+        if caller := scope["state"].get("caller"):
+            told["actor"] = caller.name
         logger.log(level, "%s %s %d", method, route, status, extra=told)
 
 

@@ -1,22 +1,20 @@
 """The HTTP app: what stands around its routes."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventstore import Appender, Database, Log
-from eventstore.clock import ulid
 from eventstore.tail import LOG, Hints
 from service.api.access import PlainPath, SameOrigin
 from service.api.access_log import AccessLog
 from service.api.deployment import Deployment
+from service.api.gate import Gate
 from service.api.greeting import greet
+from service.api.headers import Heads
 from service.api.problems import HANDLERS
 from service.api.routes import routes
 from service.api.streams import App
@@ -24,6 +22,7 @@ from service.exposition import Exposition, connection_name
 from service.files import Files
 from service.handler import Handler
 from service.hub import Hub
+from service.known_keys import KnownKeys
 from service.observer import observe
 from service.settings import Settings
 from service.work.installer import python_version
@@ -46,33 +45,20 @@ def create_app(settings: Settings, url: str) -> Starlette:
             exposition = Exposition("api", settings.metrics_dir)
             for service in (appender, hints, hub, exposition):
                 await tasks.start(service.run)
+            keys = None
+            if settings.auth == "keys":
+                per_second, burst = settings.rate_requests_per_second, settings.rate_burst_requests
+                keys = KnownKeys(database, hints, hub.wake, per_second=per_second, burst=burst)
+                await tasks.start(keys.run)
             handler = Handler(database, log, appender, files, settings, await python_version(settings.python))
-            app.state.deployment = Deployment(settings, database, log, identity.log_id, handler, hub, files, exposition)
+            gate = Gate(database, keys)
+            app.state.deployment = Deployment(
+                settings, database, log, identity.log_id, handler, hub, files, exposition, gate
+            )
             yield
             tasks.cancel_scope.cancel()
 
-    middleware = [Middleware(RequestId), Middleware(AccessLog), Middleware(SameOrigin), Middleware(PlainPath)]
+    # Where nobody needs a key, a page of elsewhere could do all that its visitor can.
+    strict = [Middleware(SameOrigin)] if settings.auth == "off" else []
+    middleware = [Middleware(Heads, settings.origins), Middleware(AccessLog), *strict, Middleware(PlainPath)]
     return App(routes=routes(), lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
-
-
-class RequestId:
-    """Gives every answer an ``X-Request-ID``: the client's, where it is a plain one."""
-
-    _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if self._PLAIN.match(given) else ulid()
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            await send(message)
-
-        return await self._app(scope, receive, send_with_id)

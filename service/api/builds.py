@@ -11,14 +11,14 @@ from service import commands
 from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
 from service.api.query import FOREVER, AsOf, Text
-from service.api.request import Body, deployment, idempotency
+from service.api.request import Body, caller, deployment, idempotency
 from service.api.runs import CancelBody
 from service.api.snapshots import BuildSnapshot, BuildStatus
 from service.api.streams import Streamed
 from service.errors import UnknownThing
 
 ANY: dict[str, Any] = dict.fromkeys(
-    ("id", "workspace_id", "config_id", "status", "created_after", "created_before", "q")
+    ("id", "workspace_id", "workspaces", "config_id", "status", "created_after", "created_before", "q")
 )
 
 
@@ -101,5 +101,5 @@ async def cancel(request: Request, body: CancelBody) -> Response:
     Runs that wait for it fail. Asking twice is no error.
     """
     found, build_id = deployment(request), request.path_params["id"]
-    await found.handler.cancel_build(build_id, commands.Cancel("anonymous", body.reason))
+    await found.handler.cancel_build(build_id, commands.Cancel(caller(request).name, body.reason))
     return answers.json(await _snapshot(found, build_id), 202)

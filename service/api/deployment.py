@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from eventstore import Database, Log
+from service.api.gate import Gate
 from service.exposition import Exposition
 from service.files import Files
 from service.handler import Handler
@@ -22,3 +23,4 @@ class Deployment:
     hub: Hub
     files: Files
     exposition: Exposition
+    gate: Gate

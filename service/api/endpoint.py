@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from service import errors
+from service.api.gate import names_a_thing
 from service.api.query import Cursor, Query, parse
-from service.api.request import Body, json_body
+from service.api.request import Body, deployment, json_body
 from service.api.shape import Shape
 from service.api.snapshots import List
 from service.api.streams import Form
@@ -73,6 +74,7 @@ LINK = Header("Link", 'The whole address of the next page, as `rel="next"`; left
 LOG_ID = Header("ADE-Log-Id", "The log that the ids are of: send it back as `log_id` with your cursor.")
 ETAG = Header("ETag", "Names these bytes.")
 CONTENT_RANGE = Header("Content-Range", "Which bytes these are, of how many.")
+SET_COOKIE = Header("Set-Cookie", "The session; no script can read it.")
 RETRY_AFTER = Header("Retry-After", "When to come back, in seconds.", "integer")
 
 RANGES = (RANGE, IF_RANGE)
@@ -153,6 +155,8 @@ class Endpoint:
     takes: tuple[Header, ...] = ()
     uploads: tuple[str, ...] = ()
     """The media types of a raw body."""
+    everywhere: bool = False
+    """Whether it concerns all workspaces, so that a key for some of them will not do."""
 
     @cached_property
     def query(self) -> type[Query]:
@@ -168,11 +172,12 @@ class Endpoint:
     @property
     def every_refusal(self) -> tuple[type[Refusal], ...]:
         """All that it can answer with, by status."""
-        found: set[type[Refusal]] = {errors.Malformed, errors.ForeignOrigin, errors.InternalError, *self.refusals}
-        if "{" in self.path:
+        found: set[type[Refusal]] = {errors.Malformed, errors.ForeignOrigin, errors.HeadTooLarge, errors.InternalError}
+        found |= set(self.refusals)
+        if "{" in self.path or any(names_a_thing(name) for name in self.query.model_fields):
             found.add(errors.UnknownThing)
         if self.role is not Role.PUBLIC:  # those ask nothing of the database
-            found.add(errors.TooBusy)
+            found |= {errors.TooBusy, errors.UnknownCaller, errors.RoleTooLow, errors.TooManyRequests}
         if self.body is not None:
             found |= {errors.TooLarge, errors.WrongMediaType, errors.Invalid}
         if self.uploads:
@@ -186,11 +191,13 @@ class Endpoint:
         return tuple(sorted(found, key=lambda kind: (kind.status, kind.slug)))
 
     async def answer(self, request: Request) -> ASGIApp:
-        """Every request passes here before anything of it is read: the place to ask for ``role``.
+        """Every request passes here, and the gate before anything else of it is read.
 
         A middleware finds the endpoint of a route as ``route.endpoint.__self__``.
         """
         given: dict[str, Any] = {}
+        if self.role is not Role.PUBLIC:
+            await deployment(request).gate.admit(request, self.role, everywhere=self.everywhere)
         query = parse(request, self.query)
         if self.query is not Query:
             given["query"] = query

@@ -16,7 +16,7 @@ from service.api import logfile
 from service.api.console_lines import as_console
 from service.api.deployment import Deployment
 from service.api.query import FOREVER, Cursor, Flag, Text, Whole, wrong
-from service.api.request import deployment
+from service.api.request import caller, deployment, own
 from service.api.shape import Shape
 from service.api.streams import Form, Stream, Streamed, cursor, frame_of, wanted_form
 from service.errors import Malformed, UnknownThing
@@ -116,18 +116,19 @@ async def _answer(request: Request, query: EventsQuery, found: Deployment, sourc
     form = wanted_form(request, query)
     after = await cursor(request, query, found.log, found.log_id, form)
     if form is Form.PAGE:
-        return await _page(query, found, source, after)
+        return await _page(request, query, found, source, after)
     follow = form is Form.SSE or query.stream
     ended_id = source.ended_id if isinstance(source, Feed) else None
     if form is Form.SSE and ended_id is not None and after >= ended_id:
         return Response(status_code=204)  # this, and only this, stops a browser's EventSource from coming back
-    return Stream(found.hub, source, after, form, frame_of(query, form), found.log_id, follow=follow)
+    frame = frame_of(query, form)
+    return Stream(found.hub, source, after, form, frame, found.log_id, caller(request), follow=follow)
 
 
-async def _page(query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:
+async def _page(request: Request, query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:
     page: Sequence[Line]
     if query.wait:
-        with found.hub.view(source, after) as viewer:
+        with found.hub.view(source, after, caller(request)) as viewer:
             page = await viewer.page(query.wait, query.limit)
         reached = viewer.after
     else:  # who polls is no viewer: nothing is kept up for the moment, and nobody else is woken
@@ -146,10 +147,10 @@ async def log_events(request: Request, query: LogEventsQuery) -> Any:
     run or a build that is not there is 404; a workspace that is not there is an empty log: it may come.
     """
     found = deployment(request)
-    return await _answer(request, query, found, await _selection(query, found))
+    return await _answer(request, query, found, await _selection(request, query, found))
 
 
-async def _selection(query: LogEventsQuery, found: Deployment) -> Selection:
+async def _selection(request: Request, query: LogEventsQuery, found: Deployment) -> Selection:
     asked = {"run": query.run_id, "build": query.build_id}
     streams = {kind: stream for kind, stream in asked.items() if stream is not None}
     if len(streams) > 1:
@@ -158,7 +159,8 @@ async def _selection(query: LogEventsQuery, found: Deployment) -> Selection:
         await feed_of(found, kind, stream)
     types = None if query.types is None else tuple(query.types.split(","))
     control = types is not None and all(name in registry and not registry[name].bulk for name in types)
-    return Selection(types, control, query.workspace_id, *streams.values())
+    workspaces = own(request) if query.workspace_id is None else [query.workspace_id]
+    return Selection(types, control, None if workspaces is None else tuple(workspaces), *streams.values())
 
 
 async def _logfile(request: Request, kind: str) -> Any:
@@ -206,4 +208,5 @@ async def stream_of(
     """The feed of something that was just created, from its first event: NDJSON, unless SSE is named in ``Accept``."""
     feed, _ = await _feed(found, stream)
     form = Form.SSE if Form.SSE.value in request.headers.get("accept", "").lower() else Form.NDJSON
-    return Stream(found.hub, feed, feed.first_id - 1, form, frame_of(query, form), found.log_id, on_hang_up=on_hang_up)
+    frame, by = frame_of(query, form), caller(request)
+    return Stream(found.hub, feed, feed.first_id - 1, form, frame, found.log_id, by, on_hang_up=on_hang_up)

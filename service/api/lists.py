@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from service.api import answers
 from service.api.query import FOREVER, Moment, Query, Text, Whole, wrong
-from service.api.request import deployment
+from service.api.request import deployment, own
 from service.api.shape import Shape
 from service.api.snapshots import List
 
@@ -55,9 +55,10 @@ class Work(Page):
 
 
 async def answer(request: Request, query: Page, statement: str, shape: type[Shape], **filters: Any) -> Response:
-    """One page of a statement that takes ``before`` and ``limit``."""
+    """One page of a statement that takes ``before``, ``limit`` and ``workspaces``: only rows of the caller's own."""
     before = FOREVER if query.page is None else _place(query.page)
-    rows = await deployment(request).database.rows(statement, **filters, before=before, limit=query.limit + 1)
+    filters |= {"workspaces": own(request), "before": before, "limit": query.limit + 1}
+    rows = await deployment(request).database.rows(statement, **filters)
     page, more = rows[: query.limit], len(rows) > query.limit
     mark = base64.urlsafe_b64encode(str(page[-1]["created_id"]).encode()).decode().rstrip("=") if more else None
     headers = {}

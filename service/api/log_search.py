@@ -16,10 +16,11 @@ from service.api import answers
 from service.api.deployment import Deployment
 from service.api.logs import LOG_ENTRIES, LogEntry, entries_of
 from service.api.query import Cursor, Flag, Text, Whole
-from service.api.request import deployment
+from service.api.request import caller, deployment
 from service.api.shape import Shape
 from service.api.streams import NDJSON_FRAME, Form, Streamed, cursor, headers, hung_up, wanted_form
 from service.hub import Hub
+from service.keys import Caller
 
 EXAMINED_EVENTS = 200_000
 """What one page looks at, at the most: it takes about as long as a person waits for without a thought."""
@@ -94,7 +95,7 @@ async def _search(request: Request, query: SearchQuery, kind: str, shape: type[S
     entries = await entries_of(found, kind, request.path_params["id"])
     form = wanted_form(request, Streamed())
     if form in {Form.NDJSON, Form.JSONL}:
-        return SearchStream(found.hub, found.log_id, entries, query, after, form)
+        return SearchStream(found.hub, found.log_id, entries, query, after, caller(request), form)
     return await _page(found, entries, query, after, kind, shape)
 
 
@@ -133,6 +134,7 @@ class SearchStream:
     entries: Entries
     query: SearchQuery
     after: int
+    caller: Caller
     form: Form = Form.NDJSON
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,7 +146,8 @@ class SearchStream:
             body = b"".join(lines) + NDJSON_FRAME.bookmark(upto)
             await send({"type": "http.response.body", "body": body, "more_body": True})
             # Only between two steps is there a moment to look, and a step is short.
-            if scope["method"] == "HEAD" or self.hub.draining or await hung_up(receive):
+            dismissed = self.caller.over or self.hub.draining
+            if scope["method"] == "HEAD" or dismissed or await hung_up(receive):
                 await send({"type": "http.response.body", "more_body": False})
                 return
         examined = await self.entries.seq_after(upto) - await self.entries.seq_after(self.after)

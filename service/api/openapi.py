@@ -12,11 +12,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from projections.events import registry
 from service.api import event_schemas
 from service.api.endpoint import JSON, RETRY_AFTER, Answer, Bytes, Endpoint, Header, Lines
+from service.api.gate import COOKIE
 from service.api.problems import MEDIA_TYPE, all_problems
 from service.api.query import parameters
 from service.api.request import KEY_MAX_CHARACTERS
 from service.api.shape import Shape
 from service.errors import Refusal
+from service.roles import Role
 
 Schema = dict[str, Any]
 REF = "#/components/schemas/"
@@ -28,6 +30,7 @@ TAGS = {
     "builds": "The making of a venv for one version of a config. Runs bring about the builds that they need.",
     "log": "The whole log, of which the history of every run and build is a part.",
     "service": "The service itself.",
+    "keys": "Who may ask, and what a browser needs in place of a key.",
     "pages": "For people, and for programs that are new here.",
 }
 _ABOUT = """Runs and builds whose whole history is one append-only log.
@@ -41,8 +44,14 @@ _PATH = {
     "builds": ("A build: `build_…`.", {"type": "string"}),
     "documents": ("A document: `doc_…`.", {"type": "string"}),
     "artifacts": ("An artifact: `art_…`.", {"type": "string"}),
+    "keys": ("A key: `key_…`.", {"type": "string"}),
 }
 """The parameters of paths; an ``id`` by what stands before it."""
+_SECURITY: dict[str, Schema] = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key: `ade_…`."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer ade_…`."},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "For pages of this site alone."},
+}
 _REQUEST_ID = Header("X-Request-ID", "Yours, if it has at most 64 letters, digits, `.`, `_` and `-`; else a new one.")
 
 
@@ -67,6 +76,7 @@ def document(endpoints: Sequence[Endpoint]) -> Schema:
             "schemas": dict(sorted((_models(endpoints) | _problems()).items())),
             "responses": {kind.__name__: _refusal([kind]) for kind in all_problems()},
             "headers": {_REQUEST_ID.name: _header(_REQUEST_ID)},
+            "securitySchemes": _SECURITY,
         },
     }
 
@@ -79,6 +89,8 @@ def _operation(endpoint: Endpoint) -> Schema:
         "summary": summary.removesuffix("."),
         "description": description.strip(),
         "x-role": endpoint.role.value,
+        "x-all-workspaces": endpoint.everywhere or "",
+        "security": [] if endpoint.role is Role.PUBLIC else [{scheme: []} for scheme in _SECURITY],
         "parameters": [*_in_path(endpoint.path), *_in_query(endpoint), *map(_in_header, endpoint.takes)],
         "responses": _responses(endpoint),
     }

@@ -44,7 +44,11 @@ def problem(refusal: Refusal) -> Response:
         "detail": refusal.detail,
         **refusal.facts,
     }
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if refusal.status in {429, 503} else None
+    headers = {}
+    if refusal.status in {429, 503}:
+        headers["Retry-After"] = str(refusal.facts.get("retry_after_s", RETRY_AFTER_S))
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(document), refusal.status, headers, MEDIA_TYPE)
 
 
@@ -93,10 +97,11 @@ async def handle_hang_up(_request: Request, _error: Exception) -> Response:
 
 async def handle_bug(request: Request, _error: Exception) -> Response:
     """The answer for what nobody foresaw; the server logs the traceback itself, right after this line."""
-    request_id = request.state.request_id  # the answer is made outside of the middleware that adds it
+    request_id = request.state.request_id
     logger.error("request %s broke: %s %s", request_id, request.method, request.url.path)
     answer = problem(errors.InternalError("This is a bug; the server's log has its traceback under this request's id."))
-    answer.headers["X-Request-ID"] = request_id
+    for name, value in request.state.headers:  # the answer is made outside of the middleware that adds them
+        answer.headers.setdefault(name.decode(), value.decode())
     return answer
 
 

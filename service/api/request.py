@@ -10,6 +10,7 @@ from projections.tracing import parse
 from service import handler
 from service.api.deployment import Deployment
 from service.errors import Invalid, Malformed, TooLarge, WrongMediaType
+from service.keys import Caller
 
 BODY_MAX_BYTES = 1 * 2**20
 """The largest JSON body; uploads have limits of their own."""
@@ -41,6 +42,18 @@ def deployment(request: Request) -> Deployment:
     """What this process serves with."""
     found: Deployment = request.app.state.deployment
     return found
+
+
+def caller(request: Request) -> Caller:
+    """Who asks, as the gate has found out."""
+    found: Caller = request.state.caller
+    return found
+
+
+def own(request: Request) -> list[str] | None:
+    """The workspaces that the caller may see; None for all of them."""
+    workspaces = caller(request).workspaces
+    return None if workspaces is None else sorted(workspaces)
 
 
 async def json_body(request: Request, model: type[Model]) -> Model:
@@ -76,6 +89,7 @@ def idempotency(request: Request, scope: str, body: Any) -> handler.Request:
     if key is not None and not 0 < len(key) <= KEY_MAX_CHARACTERS:
         raise Malformed(f"`Idempotency-Key` may have {KEY_MAX_CHARACTERS} characters.", parameter="Idempotency-Key")
     return handler.Request(
+        requested_by=caller(request).name,
         key=None if key is None else f"{scope}:{key}",
         digest=handler.request_digest(request.url.path, body),
         traceparent=request.headers.get("traceparent") if parse(request.headers.get("traceparent")) else None,

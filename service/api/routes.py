@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from service.api import builds, feeds, log_search, logs, metrics, pages, runs, system, uploads
+from service.api import builds, feeds, keys, log_search, logs, metrics, pages, runs, system, uploads
 from service.api.endpoint import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
@@ -16,6 +16,7 @@ from service.api.endpoint import (
     OVER,
     RANGES,
     RETRY_AFTER,
+    SET_COOKIE,
     STREAM,
     TRACEPARENT,
     Answer,
@@ -30,6 +31,7 @@ from service.api.endpoint import (
     shows,
 )
 from service.api.feeds import EventPage
+from service.api.keys import KeySnapshot, MadeKey, Session, SignedUrls
 from service.api.log_search import BuildSearch, LogMatch, RunSearch, SearchSummary
 from service.api.logs import BuildLogs, RunLogs
 from service.api.snapshots import (
@@ -217,11 +219,32 @@ _LOG = (
 
 _SERVICE = (
     _get("list_workspaces", "/workspaces", system.workspaces, "service", lists(Workspace)),
-    _get("list_workers", "/workers", system.workers, "service", lists(Worker)),
+    _get("list_workers", "/workers", system.workers, "service", lists(Worker), everywhere=True),
     _get("show_safe_mode", "/safe-mode", system.safe_mode, "service", shows(SafeMode)),
     replace(
         _post("switch_safe_mode", "/safe-mode", system.switch_safe_mode, "service", shows(SafeMode, "As it is now.")),
         role=Role.ADMIN,
+        everywhere=True,
+    ),
+)
+
+_SIGN = _post("sign_run", "/runs/{id}/signed-urls", keys.sign_run, "keys", shows(SignedUrls))
+_OPEN = _post("open_session", "/session", keys.open_session, "keys", shows(Session, gives=(SET_COOKIE,)))
+_KEYS = (
+    _get("show_session", "/session", keys.show_session, "keys", shows(Session)),
+    replace(_OPEN, role=Role.VIEWER),
+    Endpoint(
+        "close_session", "DELETE", "/session", keys.close_session, Role.VIEWER, "keys", (Answer(204, "It is over."),)
+    ),
+    replace(_SIGN, role=Role.VIEWER),
+    replace(_SIGN, name="sign_build", path="/builds/{id}/signed-urls", handler=keys.sign_build, role=Role.VIEWER),
+    *(
+        replace(one, role=Role.ADMIN, everywhere=True)
+        for one in (
+            _get("list_keys", "/keys", keys.listing, "keys", lists(KeySnapshot)),
+            _post("create_key", "/keys", keys.create, "keys", shows(MadeKey, "It is new.", 201)),
+            _post("revoke_key", "/keys/{id}/revoke", keys.revoke, "keys", shows(KeySnapshot, "It is dead.")),
+        )
     ),
 )
 
@@ -229,14 +252,21 @@ _UNREADY = Answer(503, "No, and why not.", {JSON: Readiness}, (RETRY_AFTER,))
 _ROOT = (
     Endpoint("health", "GET", "/health", system.health, Role.PUBLIC, "service", (shows(Health),)),
     Endpoint("ready", "GET", "/ready", system.ready, Role.PUBLIC, "service", (shows(Readiness, "Yes."), _UNREADY)),
-    _get("metrics", "/metrics", metrics.metrics, "service", Answer(200, "Prometheus's format.", {"text/plain": Bytes})),
+    _get(
+        "metrics",
+        "/metrics",
+        metrics.metrics,
+        "service",
+        Answer(200, "Prometheus's format.", {"text/plain": Bytes}),
+        everywhere=True,
+    ),
     _page("console", "/", pages.console, "text/html"),
     _page("console_script", "/console.js", pages.console_script, "text/javascript"),
     _page("docs", "/docs", pages.docs, "text/html"),
     _page("openapi", "/openapi.json", pages.openapi, JSON),
 )
 
-_V1 = (*_CONFIGS, *_DOCUMENTS, *_RUNS, *_BUILDS, *_LOG, *_SERVICE)
+_V1 = (*_CONFIGS, *_DOCUMENTS, *_RUNS, *_BUILDS, *_LOG, *_SERVICE, *_KEYS)
 ENDPOINTS = (*(replace(endpoint, path=PREFIX + endpoint.path) for endpoint in _V1), *_ROOT)
 
 

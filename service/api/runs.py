@@ -12,16 +12,17 @@ from service import commands
 from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
 from service.api.query import FOREVER, AsOf, Text
-from service.api.request import Body, deployment, idempotency
+from service.api.request import Body, caller, deployment, idempotency
 from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
 from service.api.streams import Streamed
 from service.errors import AlreadyEnded, UnknownThing
+from service.keys import Caller
 
 HANG_UP_GRACE_S = 5.0
 """From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel. Who follows the run again by
 then, through the same API process, keeps it."""
 ANY: dict[str, Any] = dict.fromkeys(
-    ("id", "workspace_id", "config_id", "build_id", "status", "created_after", "created_before", "q")
+    ("id", "workspace_id", "workspaces", "config_id", "build_id", "status", "created_after", "created_before", "q")
 )
 
 
@@ -57,20 +58,20 @@ async def create(request: Request, query: Streamed, body: CreateRunBody) -> Any:
     config_id = request.path_params["config"]
     created = await found.handler.create_run(config_id, body.options, idempotency(request, config_id, body.sent))
     if body.stream or query.stream:
-        on_hang_up = _cancel_later(found, created.id) if body.options.cancel_on_disconnect else None
+        on_hang_up = _cancel_later(found, created.id, caller(request)) if body.options.cancel_on_disconnect else None
         return await feeds.stream_of(found, request, query, created.id, on_hang_up=on_hang_up)
     snapshot = await _as_of(found, created.id, created.upto)
     return answers.json(snapshot, 201, {"Location": f"/api/v1/runs/{created.id}"})
 
 
-def _cancel_later(found: Deployment, run_id: str) -> Any:
+def _cancel_later(found: Deployment, run_id: str, by: Caller) -> Any:
     async def cancel() -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(HANG_UP_GRACE_S)
             if found.hub.watches(run_id):
                 return
             try:
-                await found.handler.cancel_run(run_id, commands.Cancel("client", "The client hung up"))
+                await found.handler.cancel_run(run_id, commands.Cancel(by.name, "The client hung up"))
             except AlreadyEnded:
                 return
 
@@ -138,7 +139,7 @@ async def cancel(request: Request, body: CancelBody) -> Response:
     that it has started. Asking twice is no error.
     """
     found, run_id = deployment(request), request.path_params["id"]
-    await found.handler.cancel_run(run_id, commands.Cancel("anonymous", body.reason))
+    await found.handler.cancel_run(run_id, commands.Cancel(caller(request).name, body.reason))
     return answers.json(await snapshot(found, run_id), 202)
 
 

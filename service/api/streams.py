@@ -20,10 +20,12 @@ from eventstore import Log, Page
 from eventstore.clock import jitter
 from service import metrics
 from service.api.console_lines import as_console
+from service.api.headers import with_added
 from service.api.query import Cursor, Flag, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
 from service.hub import Frame as LinesFrame
 from service.hub import Hub, Source, Viewer
+from service.keys import Caller
 
 KEEP_ALIVE_S = 15.0
 LOOK_S = KEEP_ALIVE_S / 2
@@ -196,7 +198,7 @@ class App(Starlette):
 class Stream:
     """The response for a source: from a cursor to its terminal event, or to the head where it does not follow."""
 
-    __slots__ = ("_after", "_follow", "_frame", "_headers", "_hub", "_on_hang_up", "_source")
+    __slots__ = ("_after", "_caller", "_follow", "_frame", "_headers", "_hub", "_on_hang_up", "_source")
 
     def __init__(
         self,
@@ -206,11 +208,12 @@ class Stream:
         form: Form,
         frame: Frame,
         log_id: str,
+        caller: Caller,
         *,
         follow: bool = True,
         on_hang_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._hub, self._source, self._after = hub, source, after
+        self._hub, self._source, self._after, self._caller = hub, source, after, caller
         self._frame = frame
         self._headers = headers(log_id, form.value)
         self._follow = follow
@@ -222,7 +225,7 @@ class Stream:
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
             await send({"type": "http.response.body", "more_body": False})
             return
-        self._headers.append((b"x-request-id", scope["state"]["request_id"].encode()))
+        self._headers = with_added(self._headers, scope["state"].pop("headers"))
         scope["state"]["stream"] = self
 
     async def serve(self, receive: Receive, send: Send) -> None:
@@ -232,7 +235,7 @@ class Stream:
         del headers
         metrics.STREAMS.inc()
         try:
-            with self._hub.view(self._source, self._after) as viewer:
+            with self._hub.view(self._source, self._after, self._caller) as viewer:
                 gone = await self._serve(viewer, receive, send)
         finally:
             metrics.STREAMS.dec()
@@ -247,7 +250,7 @@ class Stream:
         body = body or self._frame.keep_alive  # the first bytes are sent at once
         looked = time.monotonic()
         while True:
-            over = viewer.ended or caught_up or self._hub.draining
+            over = viewer.ended or caught_up or viewer.dismissed
             if over and self._follow and not viewer.ended:
                 body += self._frame.drained()
             if body or over:

@@ -16,7 +16,7 @@ from eventstore.migrations import compare
 from projections import events
 from service.api import answers
 from service.api.deployment import Deployment
-from service.api.request import Body, deployment
+from service.api.request import Body, caller, deployment, own
 from service.api.shape import Moment, Seconds, Shape
 from service.api.snapshots import List
 
@@ -157,11 +157,11 @@ async def head(request: Request) -> Response:
 
 
 async def workspaces(request: Request) -> Response:
-    """List every workspace that was ever used.
+    """List the workspaces that were ever used.
 
     All on one page.
     """
-    rows = await deployment(request).database.rows("workspaces")
+    rows = await deployment(request).database.rows("workspaces", workspaces=own(request))
     return answers.json(List.of({"data": [Workspace.of(row) for row in rows]}))
 
 
@@ -187,6 +187,6 @@ async def switch_safe_mode(request: Request, body: SafeModeBody) -> Response:
     queued, what is running runs on. Workers see it within a second.
     """
     found = deployment(request)
-    changed = events.SafeModeChanged(enabled=body.enabled, requested_by="anonymous", reason=body.reason)
+    changed = events.SafeModeChanged(enabled=body.enabled, requested_by=caller(request).name, reason=body.reason)
     await found.handler.switch_safe_mode(changed)
     return await safe_mode(request)

@@ -33,6 +33,7 @@ from service.work.package import digest, unpack
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
 FILE_NAME_MAX_BYTES = 200
+ONE = {"workspace_id": None, "workspaces": None, "before": FOREVER, "limit": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,9 @@ async def register_config(request: Request, query: RegisterConfig) -> Response:
         manifest, content = await anyio.to_thread.run_sync(_take_in, found, upload.path)
     asked = idempotency(request, workspace, content)
     created = await found.handler.register_config(workspace, query.name or manifest.name, content, asked)
-    row = await found.database.row("config_page", id=created.id, workspace_id=None, before=FOREVER, limit=1)
+    row = await found.database.row(
+        "config_page", id=created.id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
+    )
     document = RegisteredConfig.of({**(row or {}), "outcome": created.how})
     status = 201 if created.how == "created" else 200
     return answers.json(document, status, {"Location": f"/api/v1/configs/{created.id}"})
@@ -139,7 +142,9 @@ def _take_in(found: Deployment, archive: Path) -> tuple[Manifest, str]:
 async def show_config(request: Request) -> Response:
     """Show a config at its newest version."""
     found, config_id = deployment(request), request.path_params["config"]
-    row = await found.database.row("config_page", id=config_id, workspace_id=None, before=FOREVER, limit=1)
+    row = await found.database.row(
+        "config_page", id=config_id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
+    )
     if row is None:
         raise UnknownThing(f"There is no config {config_id}.")
     return answers.json(ConfigSnapshot.of(row))
@@ -204,7 +209,9 @@ async def document_content(request: Request) -> Response:
 
 
 async def _document(found: Deployment, document_id: str) -> dict[str, Any]:
-    row = await found.database.row("document_page", id=document_id, workspace_id=None, before=FOREVER, limit=1)
+    row = await found.database.row(
+        "document_page", id=document_id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
+    )
     if row is None:
         raise UnknownThing(f"There is no document {document_id}.")
     return DocumentSnapshot.of(row)

@@ -1,5 +1,5 @@
-"""The command line. User verbs (configs, builds, runs) speak HTTP; operator verbs (log, db, doctor, builds prune) open
-the database.
+"""The command line. User verbs (configs, builds, runs) speak HTTP; operator verbs (log, db, keys, doctor, builds
+prune) open the database.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 cannot reach the service.
 """
@@ -9,7 +9,7 @@ import sys
 import pydantic
 import typer
 
-from service.cli import builds, configs, db, demo, doctor, log, openapi, runs, safe_mode, serve
+from service.cli import builds, configs, db, demo, doctor, keys, log, openapi, runs, safe_mode, serve
 
 app = typer.Typer(
     help="Runs and builds whose whole history is one append-only log.",
@@ -27,6 +27,7 @@ app.command()(openapi.openapi)
 app.add_typer(configs.app, name="configs")
 app.add_typer(builds.app, name="builds")
 app.add_typer(runs.app, name="runs")
+app.add_typer(keys.app, name="keys")
 app.add_typer(log.app, name="log")
 app.add_typer(db.app, name="db")
 app.add_typer(safe_mode.app, name="safe-mode")

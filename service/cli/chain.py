@@ -1,8 +1,6 @@
 """``ade log head``, ``verify`` and ``redact``: how the log stands, whether it is what was written, and erasing text."""
 
 import json
-import os
-import pwd
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +23,7 @@ from projections.events import EventRedacted
 from projections.log_files import PathOf
 from projections.redaction import Redacted
 from projections.redaction import redact as redact_events
-from service.cli.connection import FAILED, USAGE, AsJson
+from service.cli.connection import FAILED, USAGE, AsJson, account
 from service.cli.output import BAD, GOOD
 from service.cli.serve import postgres
 from service.cli.tables import verify_tables
@@ -169,7 +167,7 @@ def redact(
     asked = EventRedacted(
         stream=stream,
         event_ids=sorted(set(events)),
-        requested_by=_plain(by or _account()),
+        requested_by=_plain(by or account()),
         reason=_plain(reason),
     )
     with postgres(settings) as database:
@@ -185,13 +183,6 @@ def redact(
 async def _redact(url: str, path_of: PathOf, asked: EventRedacted) -> Redacted:
     async with Database(url) as database:
         return await redact_events(database, path_of, asked)
-
-
-def _account() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())  # in a container an account may have no name
 
 
 def _plain(text: str) -> str:

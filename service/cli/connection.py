@@ -1,5 +1,7 @@
 """What every verb that speaks HTTP shares: the client, the options, and what an error means to the shell."""
 
+import os
+import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from service.settings import Settings
 
 FAILED, USAGE, UNREACHABLE, DETACHED = 1, 2, 3, 130
 """Exit codes; 130 is what a shell says of Ctrl-C."""
+UNAUTHORIZED = 401
 
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="The workspace to look in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
@@ -26,7 +29,8 @@ class Wrong(ClientError):
 @contextmanager
 def connected() -> Iterator[Client]:
     """The client of the service that the settings name; errors are :func:`reported`."""
-    with reported(), Client(Settings().url) as client:
+    settings = Settings()
+    with reported(), Client(settings.url, settings.api_key) as client:
         yield client
 
 
@@ -40,6 +44,8 @@ def reported() -> Iterator[None]:
         screen.problem(error)
         if isinstance(error, Unreachable):
             screen.print("Is `ade serve` running? ADE_URL says where to look for it.")
+        if isinstance(error, ProblemError) and error.status == UNAUTHORIZED:
+            screen.print("ADE_API_KEY holds the key that is shown; `ade keys create` makes one.")
         raise typer.Exit(_code(error)) from error
 
 
@@ -53,6 +59,14 @@ def _code(error: ClientError) -> int:
             return USAGE
         case _:
             return FAILED
+
+
+def account() -> str:
+    """Whose doing it is, where a command opens the database itself: the account that types it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())  # in a container an account may have no name
 
 
 def find_config(client: Client, workspace: str, wanted: str) -> Any:

@@ -71,7 +71,8 @@ async def _service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "service.cli", "serve", "--quiet", "--host", "127.0.0.1", "--port", str(port)]
-    child = spawn(command, settings.child_env)
+    open_here = {"ADE_AUTH": "off", "ADE_CORS_ORIGINS": ""}  # it listens on loopback, for as long as it shows itself
+    child = spawn(command, {**settings.child_env, **open_here})
     try:
         base_url = f"http://127.0.0.1:{port}/api/v1/"
         async with httpx.AsyncClient(base_url=base_url, timeout=ANSWER_S, trust_env=False) as http:

@@ -172,7 +172,7 @@ def words(event: Entry) -> tuple[str, str, str]:
         return kind, style, text if isinstance(text, str) else f"{event['type']} {_payload(event)}"
     if what == "log" and "message" not in event:
         return kind, "dim", "[redacted]"
-    if what not in _TEXTS:
+    if kind not in {"run", "build"} or what not in _TEXTS:
         return kind, "dim", f"{event['type']} {_payload(event)}"
     style, text = _TEXTS[what](event)
     tag = kind if event["type"] != "run.log" else event["stream"]

@@ -35,8 +35,8 @@ from service import otlp
 from service.api.access import is_loopback
 from service.api.app import create_app
 from service.api.streams import SEND_TIMEOUT_S
-from service.exposition import Exposition, connection_name, shared_folder
 from service.cli.bounded_head import BoundedHead
+from service.exposition import Exposition, connection_name, shared_folder
 from service.files import Files
 from service.handler import Handler
 from service.logs import log_to_stderr
@@ -98,8 +98,8 @@ def serve(
     settings = Settings()
     host, port = host or settings.host, settings.port if port is None else port
     log_to_stderr("serve", quiet=quiet)
-    if not is_loopback(host):
-        logger.error("Refusing to listen on %s: there are no API keys yet, so only loopback is safe.", host)
+    if settings.auth == "off" and not is_loopback(host):
+        logger.error("Refusing to listen on %s without keys: only loopback is safe then. Set ADE_AUTH=keys.", host)
         raise typer.Exit(2)
     with suppress(cgroup.NotDelegated):  # the worker will say so
         cgroup.claim()

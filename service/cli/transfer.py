@@ -17,6 +17,8 @@ from eventstore import Database, Feed, Log
 from eventstore.log import FOREVER
 from eventstore.migrations import migrate
 from eventstore.seals import Place, Sealer
+from eventstore.selection import Selection, select
+from projections.events import ACTED
 from projections.log_import import Imported, import_log, lines_of
 from projections.sqlite_file import write_sqlite
 from service.cli.connection import USAGE, AsJson
@@ -29,6 +31,7 @@ UNKNOWN = "unknown"
 
 def export(
     run: Annotated[str | None, typer.Option(help="Only the feed of this run.")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Only the events that say who did what.")] = False,
     after: Annotated[int, typer.Option("--from", min=1, help="The first id.")] = 1,
     upto: Annotated[int, typer.Option("--to", min=1, help="The last id.")] = FOREVER,
     zipped: Annotated[bool, typer.Option("--gzip", help="Compressed.")] = False,
@@ -38,11 +41,16 @@ def export(
     """Write events to stdout as NDJSON, the same bytes as the streams; or the whole log to an SQLite file."""
     log_to_stderr(quiet=True)
     if sqlite is not None:
-        if (run, after, upto, zipped) != (None, 1, FOREVER, False):
-            raise typer.BadParameter("an SQLite file holds the whole log: leave out --run, --from, --to and --gzip")
+        if (run, audit, after, upto, zipped) != (None, False, 1, FOREVER, False):
+            raise typer.BadParameter("an SQLite file holds the whole log: give --sqlite and --force alone")
         _export_sqlite(sqlite, force=force)
         return
+    if run is not None and audit:
+        raise typer.BadParameter("an audit is of the whole deployment: give --run or --audit")
     with postgres(Settings()) as database, _output(zipped=zipped) as write:
+        if audit:
+            anyio.run(export_audit, database.url, after - 1, upto, write)
+            return
         found = anyio.run(_export, database.url, run, after - 1, upto, write)
     if not found:
         typer.echo(f"There is no run {run}.", err=True)
@@ -87,6 +95,16 @@ async def _export(url: str, run: str | None, after: int, upto: int, write: Calla
                 return True
             write(page.ndjson)
             after = page.last_id
+
+
+async def export_audit(url: str, after: int, upto: int, write: Callable[[bytes], object]) -> None:
+    """Writes what somebody did, as lines, with the ids ``after < id <= upto``."""
+    async with Database(url) as database:
+        upto = min(upto, await Log(database).head())
+        while after < upto:
+            found = await select(database, [(Selection(ACTED, control=True), after)])
+            page, after = found.pages[0]
+            write(b"".join([line.line + b"\n" for line in page.each() if line.id <= upto]))
 
 
 def import_(

@@ -25,6 +25,7 @@ function element(name, className, text) {
 
 async function ask(path, options) {
   const answer = await fetch(API + path, options);
+  if (answer.status === 401 && !$("door").open) $("door").showModal();
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail || body.title || answer.statusText);
   return body;
@@ -208,6 +209,16 @@ $("cancel").addEventListener("click", async () => {
   } catch (error) {
     say(error.message);
   }
+});
+$("door").addEventListener("submit", async (submit) => {
+  submit.preventDefault();
+  const answer = await fetch(`${API}/session`, { method: "POST", headers: { "X-API-Key": $("key").value.trim() } });
+  $("refusal").textContent = answer.ok ? "" : "This key is not good for anything here.";
+  if (!answer.ok) return;
+  $("key").value = "";
+  $("door").close();
+  list();
+  chosen();
 });
 const chosen = () => {
   if (/^#run_\w+$/.test(location.hash)) show(location.hash.slice(1));

@@ -24,10 +24,7 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    SELECT a.first_id INTO redacted_by FROM append_events_v2(
-        ARRAY[1], ARRAY['system_log'], ARRAY[''], ARRAY[NULL::bigint], ARRAY[NULL::bigint], ARRAY[NULL::bigint],
-        ARRAY[1], ARRAY[octet_length(says)::bigint], ARRAY[1], ARRAY[false], ARRAY[NULL::text], ARRAY[''],
-        ARRAY[1], ARRAY[0], ARRAY[1], ARRAY['event.redacted'], ARRAY[false], says) AS a;
+    redacted_by := append_fact_v1('event.redacted', says);
     UPDATE events e SET data = '{"redacted":"' || encode(sha256(convert_to(e.data, 'UTF8')), 'hex') || '"}'
     WHERE e.id = ANY (ids);
     DELETE FROM run_logs l WHERE l.id = ANY (ids);  -- as a rebuild leaves them: what is left has no message

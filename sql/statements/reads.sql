@@ -14,6 +14,7 @@ LEFT JOIN streams_with_last b ON b.stream = r.build_id
 LEFT JOIN leases l ON l.stream = r.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR r.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
+  AND (%(workspaces)s::text[] IS NULL OR r.workspace_id = ANY (%(workspaces)s))
   AND (%(config_id)s::text IS NULL OR r.config_id = %(config_id)s)
   AND (%(build_id)s::text IS NULL OR r.build_id = %(build_id)s)
   AND (%(status)s::text IS NULL OR r.status = %(status)s)
@@ -39,6 +40,7 @@ JOIN streams_with_last s ON s.stream = b.id
 LEFT JOIN leases l ON l.stream = b.id AND l.holder IS NOT NULL
 WHERE (%(id)s::text IS NULL OR b.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
+  AND (%(workspaces)s::text[] IS NULL OR b.workspace_id = ANY (%(workspaces)s))
   AND (%(config_id)s::text IS NULL OR b.config_id = %(config_id)s)
   AND (%(status)s::text IS NULL OR b.status = %(status)s)
   AND (%(created_after)s::float8 IS NULL OR b.created_at >= to_timestamp(%(created_after)s))
@@ -55,6 +57,7 @@ SELECT c.id, c.workspace_id, c.name, c.version, c.digest, c.created_id,
 FROM configs c
 WHERE (%(id)s::text IS NULL OR c.id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR c.workspace_id = %(workspace_id)s)
+  AND (%(workspaces)s::text[] IS NULL OR c.workspace_id = ANY (%(workspaces)s))
   AND c.created_id < %(before)s
 ORDER BY c.created_id DESC LIMIT %(limit)s;
 
@@ -64,6 +67,7 @@ SELECT id, workspace_id, name, size, sha256, media_type, created_id,
 FROM documents
 WHERE (%(id)s::text IS NULL OR id = %(id)s)
   AND (%(workspace_id)s::text IS NULL OR workspace_id = %(workspace_id)s)
+  AND (%(workspaces)s::text[] IS NULL OR workspace_id = ANY (%(workspaces)s))
   AND created_id < %(before)s
 ORDER BY created_id DESC LIMIT %(limit)s;
 
@@ -75,8 +79,9 @@ FROM artifacts WHERE run_id = %(run)s ORDER BY created_id;
 SELECT a.id, a.run_id, r.workspace_id, a.name, a.size, a.sha256, a.media_type
 FROM artifacts a JOIN runs r ON r.id = a.run_id WHERE a.id = %(id)s;
 
--- workspaces: every workspace that was ever used.
-SELECT id, extract(epoch FROM created_at)::float8 AS created_at FROM workspaces ORDER BY id;
+-- workspaces: every workspace that was ever used, or of these those that were.
+SELECT id, extract(epoch FROM created_at)::float8 AS created_at FROM workspaces
+WHERE %(workspaces)s::text[] IS NULL OR id = ANY (%(workspaces)s) ORDER BY id;
 
 -- feed_of_run: where a run's feed lies.
 SELECT s.stream, r.build_id AS beside, s.first_id, s.ended_id, s.workspace,

@@ -3,11 +3,12 @@
 WITH head AS MATERIALIZED (
     SELECT coalesce(max(id), 0) AS id FROM events
 ), wanted AS MATERIALIZED (
-    SELECT w.number, w.control, w.workspace, w.stream, string_to_array(w.types, ',') AS types,
+    SELECT w.number, w.control, w.stream, string_to_array(w.types, ',') AS types,
+           string_to_array(w.workspaces, ',') AS workspaces,
            greatest(w.after, s.first_id - 1) AS after,
            CASE WHEN w.stream IS NULL THEN head.id ELSE coalesce(s.last_id, 0) END AS newest  -- nothing comes after it
     FROM unnest(%(controls)s::boolean[], %(types)s::text[], %(workspaces)s::text[], %(streams)s::text[],
-                %(afters)s::bigint[]) WITH ORDINALITY AS w (control, types, workspace, stream, after, number)
+                %(afters)s::bigint[]) WITH ORDINALITY AS w (control, types, workspaces, stream, after, number)
     LEFT JOIN streams_with_last s ON s.stream = w.stream
     CROSS JOIN head
 ), examined AS MATERIALIZED (
@@ -26,7 +27,7 @@ WITH head AS MATERIALIZED (
               (SELECT * FROM events WHERE x.control AND NOT bulk ORDER BY id)) AS either
         WHERE id > x.after AND id <= x.last
           AND (x.types IS NULL OR type LIKE ANY (x.types))
-          AND (x.workspace IS NULL OR workspace = x.workspace)
+          AND (x.workspaces IS NULL OR workspace = ANY (x.workspaces))
           AND (x.stream IS NULL OR stream = x.stream)
         ORDER BY id LIMIT %(limit)s
     ) AS e
