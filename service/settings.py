@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     api_key: str | None = Field(None, description="The key that the command line shows to the service.")
     host: str = Field("127.0.0.1", description="Where `ade serve` listens; with `ADE_AUTH=off` only loopback.")
     port: int = Field(8000, ge=0, le=65535, description="The port of `ade serve`.")
+    api_processes: int = Field(1, ge=1, le=64, description="API processes of `ade serve`, on one port.")
     auth: Literal["keys", "off"] = Field("off", description="Whether each request needs a key.")
     rate_requests_per_second: float = Field(100, gt=0, description="Requests of one key, to one API process.")
     rate_burst_requests: int = Field(200, ge=1, description="How many of these may come at once.")

@@ -55,9 +55,8 @@ def http(fragile: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def processes(service: Service) -> dict[str, int]:
-    """The ids of the processes that `ade serve` keeps, by name."""
-    found = {}
+def children(service: Service) -> Iterator[tuple[str, int]]:
+    """The name and the id of each process that `ade serve` keeps."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
@@ -65,8 +64,12 @@ def processes(service: Service) -> dict[str, int]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended since the listing
         if parent == service.process.pid and b"service.cli" in arguments:
-            found[arguments[arguments.index(b"service.cli") + 1].decode()] = int(stat.parent.name)
-    return found
+            yield arguments[arguments.index(b"service.cli") + 1].decode(), int(stat.parent.name)
+
+
+def processes(service: Service) -> dict[str, int]:
+    """The ids of these processes by name, where there is one of each."""
+    return dict(children(service))
 
 
 def kill(service: Service, name: str) -> None:

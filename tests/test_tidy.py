@@ -94,7 +94,7 @@ DOORS = {
         re.compile(r"starlette\b"),
         {
             "service.api.": "the API",
-            "service.cli.serve": "names the app's type, to drain it before uvicorn waits for it",
+            "service.cli.http_server": "names the app's type, to drain it before uvicorn waits for it",
         },
     ),
     "the HTTP server": Door(re.compile(r"uvicorn\b"), {"service.cli.": "starts it"}),

@@ -1,31 +1,27 @@
-"""``ade serve`` and the processes that it keeps: API, worker, projector. Each may be killed, and is started anew.
+"""``ade serve``, and the processes that it keeps: API, worker, projector.
 
-The supervisor holds the bundled PostgreSQL open for all of them, and brings the schema up to date before they start.
+It holds the bundled PostgreSQL open for all of them, and brings the schema up to date before they start.
 """
 
 import gc
 import logging
-import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import anyio
 import anyio.to_thread
 import typer
-import uvicorn
-from starlette.applications import Starlette
 
 from eventstore import Appender, Database, Leases, Log
-from eventstore.clock import jitter, token_hex
+from eventstore.clock import token_hex
 from eventstore.embedded import EmbeddedServer, EmbeddedServerError
 from eventstore.errors import CallerMistake, EventStoreError
 from eventstore.migrations import migrate
@@ -34,8 +30,8 @@ from projections.projector import Projector, Step
 from service import otlp
 from service.api.access import is_loopback
 from service.api.app import create_app
-from service.api.streams import SEND_TIMEOUT_S
-from service.cli.bounded_head import BoundedHead
+from service.cli.http_server import Server, bind
+from service.cli.processes import Role, Supervisor, tell_ready
 from service.exposition import Exposition, connection_name, shared_folder
 from service.files import Files
 from service.handler import Handler
@@ -45,18 +41,13 @@ from service.settings import Settings
 from service.span_sender import SpanSender
 from service.work import cgroup
 from service.work.installer import python_version
-from service.work.process import Child, spawn
 from service.worker import Worker
 
 logger = logging.getLogger("ade")
 
-STOP_TIMEOUT_S = 10
-"""What a process may take to stop after it was told to, beyond ``ADE_DRAIN_SECONDS``."""
 POSTGRES_CHECK_S = 2.0
 PROJECTOR_LEASE_S = 5.0
 """Shorter than a worker's: nothing is lost when two take turns, and log files wait for the next one to be elected."""
-HEALTHY_S = 10.0
-"""A process that ran for this long is started again at once, another one after a pause that grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,41 +83,55 @@ def postgres(settings: Settings) -> Iterator[Postgres]:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    api_processes: Annotated[int | None, typer.Option(min=1, help="API processes on that port.")] = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
-    """Run the service: API, worker and projector, with the bundled PostgreSQL where no other is given."""
+    """Run the service: API, worker and projector, with the bundled PostgreSQL where no other is given.
+
+    SIGHUP replaces its processes one after the other, and no request fails. SIGTERM stops it.
+    """
     settings = Settings()
     host, port = host or settings.host, settings.port if port is None else port
     log_to_stderr("serve", quiet=quiet)
     if settings.auth == "off" and not is_loopback(host):
         logger.error("Refusing to listen on %s without keys: only loopback is safe then. Set ADE_AUTH=keys.", host)
         raise typer.Exit(2)
+    try:
+        sockets = bind(host, port, api_processes or settings.api_processes)
+    except OSError as error:
+        logger.error("Cannot listen on %s, port %d: %s.", host, port, error.strerror)  # noqa: TRY400 - it says it all
+        raise typer.Exit(2) from error
     with suppress(cgroup.NotDelegated):  # the worker will say so
         cgroup.claim()
     with postgres(settings) as database, shared_folder(settings.metrics_dir) as metrics_dir:
         anyio.run(migrate, database.url)
         Files.of(settings).make()
+        port = sockets[0].getsockname()[1]
         logger.info("database ready; listening on http://%s:%d", host, port)
         env = {**settings.child_env, "ADE_DATABASE_URL": database.url, "ADE_HOST": host, "ADE_PORT": str(port)}
         env["ADE_METRICS_DIR"] = str(metrics_dir)
-        argv = [sys.executable, "-m", "service.cli"]
-        quietly = ["--quiet"] if quiet else []
-        commands = {name: [*argv, name, *quietly] for name in ("api", "worker", "projector")}
-        anyio.run(_supervise, commands, env, database.folder, settings.drain_seconds + STOP_TIMEOUT_S)
+        supervisor = Supervisor(list(_roles(sockets, quiet=quiet)), env, settings.drain_seconds)
+        anyio.run(_supervise, supervisor, database.folder, sockets)
 
 
-async def _supervise(commands: dict[str, list[str]], env: dict[str, str], bundled: Path | None, stop_s: float) -> None:
-    children: dict[str, Child] = {}
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:  # to the end: a second one is patience
-        async with anyio.create_task_group() as tasks:
-            for name, argv in commands.items():
-                tasks.start_soon(_keep, name, argv, env, children)
-            if bundled is not None:
-                tasks.start_soon(_keep_postgres, bundled)
-            await anext(signals)
-            logger.info("stopping")
-            tasks.cancel_scope.cancel()
-        await _stop(list(children.values()), stop_s)
+def _roles(sockets: Sequence[socket.socket], *, quiet: bool) -> Iterator[Role]:
+    """The processes of a service, in the order in which they are replaced."""
+
+    def argv(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "service.cli", *arguments, *(["--quiet"] if quiet else [])]
+
+    for number, listening in enumerate(sockets, 1):
+        name = f"api {number}" if len(sockets) > 1 else "api"
+        yield Role(name, argv("api", "--socket", str(listening.fileno())), keep=(listening.fileno(),))
+    for name in ("projector", "worker"):
+        yield Role(name, argv(name))
+
+
+async def _supervise(supervisor: Supervisor, bundled: Path | None, sockets: Sequence[socket.socket]) -> None:
+    async with anyio.create_task_group() as tasks:
+        if bundled is not None:
+            tasks.start_soon(_keep_postgres, bundled)
+        await supervisor.run(tasks, sockets)
 
 
 async def _keep_postgres(folder: Path) -> None:
@@ -139,59 +144,24 @@ async def _keep_postgres(folder: Path) -> None:
             logger.error("%s", error)  # noqa: TRY400 - said again until somebody mends it
 
 
-async def _stop(children: Sequence[Child], stop_s: float) -> None:
-    for child in children:
-        child.terminate()
-    with anyio.move_on_after(stop_s) as waiting:
-        for child in children:
-            await child.wait()
-    if waiting.cancelled_caught:
-        for child in children:
-            child.kill()
-            await child.wait()
-
-
-async def _keep(name: str, argv: list[str], env: dict[str, str], children: dict[str, Child]) -> None:
-    pause_s = 0.2
-    while True:
-        started = time.monotonic()
-        children[name] = spawn(argv, env)
-        ended = await children[name].wait()
-        logger.error("%s ended (%s); starting it again", name, ended.signal or ended.code)
-        pause_s = 0.2 if time.monotonic() - started > HEALTHY_S else min(pause_s * 2, 5.0)
-        await anyio.sleep(jitter(pause_s / 2, pause_s))
-
-
 async def _asked_to_stop() -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             return
 
 
-def api(quiet: bool = False) -> None:
+def api(
+    quiet: bool = False,
+    descriptor: Annotated[int | None, typer.Option("--socket", help="What to listen on, bound already.")] = None,
+) -> None:
     """The API process of `ade serve`."""
     settings = Settings()
     log_to_stderr("api", quiet=quiet)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor a viewer; the usual 1,024 are too few
+    listening = bind(settings.host, settings.port, 1)[0] if descriptor is None else socket.socket(fileno=descriptor)
     with postgres(settings) as database:
-        app = create_app(settings, database.url)
-        config = uvicorn.Config(
-            app,
-            http=BoundedHead,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=STOP_TIMEOUT_S // 2,
-        )
         calm_collector()
-        listening = config.bind_socket()
-        # uvicorn closes a connection when its last bytes are taken. Of a client that takes nothing the kernel ends it.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_TIMEOUT_S * 1000))
-        DrainingServer(config).run(sockets=[listening])
+        ready = partial(tell_ready, settings.child_env)
+        Server(create_app(settings, database.url), settings.drain_seconds, ready).serve_on(listening)
 
 
 def calm_collector() -> None:
@@ -203,16 +173,6 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
-
-
-class DrainingServer(uvicorn.Server):
-    """Ends the streams when it is told to stop: uvicorn by itself would wait for them without end."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        app = self.config.app
-        if isinstance(app, Starlette) and hasattr(app.state, "deployment"):
-            app.state.deployment.hub.drain()
-        super().handle_exit(sig, frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +217,7 @@ async def _work(settings: Settings, url: str) -> None:
         working = Worker(back.database, appender, back.hints, handler, settings)
         async with anyio.create_task_group() as jobs:
             jobs.start_soon(_drain_when_asked, working, settings.drain_seconds, jobs.cancel_scope)
+            tell_ready(settings.child_env)
             await working.run()
             jobs.cancel_scope.cancel()
         tasks.cancel_scope.cancel()
@@ -285,6 +246,7 @@ async def _project(settings: Settings, url: str) -> None:
         also = _span_sender(settings, back, (await back.log.identity()).log_id)
         logfile = Files.of(settings).logfile
         tasks.start_soon(Projector(back.database, back.log, back.hints, leases, logfile, also).run)
+        tell_ready(settings.child_env)
         await _asked_to_stop()
         tasks.cancel_scope.cancel()
 

@@ -321,10 +321,11 @@ class Child:
         self._popen.kill()
 
 
-def spawn(argv: Sequence[str], env: Mapping[str, str]) -> Child:
+def spawn(argv: Sequence[str], env: Mapping[str, str], keep: Sequence[int] = ()) -> Child:
     """Start a process that shares our stdin, stdout and stderr, and is killed when the thread that called this ends.
 
-    It has a process group of its own: Ctrl-C reaches us alone, and we stop our children in order.
+    It inherits the descriptors ``keep`` under the same numbers, and no others. It has a process group of its own:
+    Ctrl-C reaches us alone, and we stop our children in order.
     """
     parent = os.getpid()
 
@@ -334,7 +335,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str]) -> Child:
             os._exit(127)
 
     return Child(
-        subprocess.Popen(argv, env=env, process_group=0, preexec_fn=die_with_parent)  # noqa: PLW1509 - takes no lock
+        subprocess.Popen(argv, env=env, pass_fds=keep, process_group=0, preexec_fn=die_with_parent)  # noqa: PLW1509 - takes no lock
     )
 
 
