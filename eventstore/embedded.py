@@ -79,7 +79,8 @@ class EmbeddedServer:
         """Makes what is missing, starts what does not run, and returns when the server accepts connections.
 
         A new cluster is made by the bundled ``version``, or by ``binaries``, a folder with ``postgres`` and ``initdb``;
-        a cluster that is there keeps its own version. Blocks. Raises :class:`EmbeddedServerError`.
+        a cluster that is there keeps its own version until :mod:`eventstore.upgrade` brings it to another. Blocks.
+        Raises :class:`EmbeddedServerError`.
         """
         try:
             folder = folder.resolve()
@@ -93,6 +94,7 @@ class EmbeddedServer:
 
     def __init__(self, folder: Path, version: int, binaries: Path | None) -> None:
         """Use :meth:`open`."""
+        asked = binaries
         self._home = _home(folder)
         unreachable = [] if self._home == folder else [f"{folder} (it uses {self._home})"]
         with ExitStack() as files:
@@ -112,6 +114,9 @@ class EmbeddedServer:
         if unreachable:
             places = " and ".join(unreachable)
             self.notice = f"PostgreSQL runs as the account {self._account}, which cannot reach {places}."
+        if asked is None and (major := int(self._cluster.name)) < version:
+            old = f"{self._cluster} was made by PostgreSQL {major}, which still serves it."
+            self.notice = f"{self.notice or ''} {old} `ade db upgrade` brings it to {version}.".lstrip()
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +133,7 @@ class EmbeddedServer:
             server, lock = _Postmaster.running(self._cluster), self._home / _USERS
             # Another file has that name if the folder was removed and made again: then the server is not ours to stop.
             if server and os.path.samestat(lock.stat(), os.fstat(self._users)) and _take(self._users):
-                self._stop(server)
+                _stop(self._cluster, server)
 
     def _adopt(self, alone: bool) -> bool:
         """Whether a server that was started before accepts connections; waits for one that is about to."""
@@ -142,7 +147,7 @@ class EmbeddedServer:
                 " emptied, or who uses it has one of their own (systemd's PrivateTmp). End them and try again."
             )
         if swept or server.status == "stopping":
-            self._stop(server)
+            _stop(self._cluster, server)
             return False
         self._wait_until_ready(None)
         return True
@@ -179,13 +184,6 @@ class EmbeddedServer:
 
         _wait(ready, START_TIMEOUT_S, f"PostgreSQL is not ready after {START_TIMEOUT_S:.0f} s; see {log}.")
 
-    def _stop(self, server: "_Postmaster") -> None:
-        with suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(server.pid, signal.SIGINT)  # a fast shutdown: sessions are closed, nothing is lost
-        late = f"PostgreSQL (process {server.pid}) does not stop; see {self._home / _LOG}."
-        _wait(lambda: not server.alive, STOP_TIMEOUT_S, late)
-        shutil.rmtree(_socket(self._cluster).parent, ignore_errors=True)  # the next start makes it anew
-
 
 class _Account(NamedTuple):
     """Who PostgreSQL runs as."""
@@ -219,10 +217,17 @@ class _Account(NamedTuple):
         how = {"user": self.uid, "group": self.gid, "cwd": "/", "env": _ENVIRONMENT}
         return how | {"extra_groups": []} if os.geteuid() == 0 else how  # only root may drop groups
 
-    def run(self, *command: str | Path, stdin: str = "", keep: tuple[int, ...] = ()) -> None:
+    def run(
+        self,
+        *command: str | Path,
+        stdin: str = "",
+        keep: tuple[int, ...] = (),
+        cwd: Path = Path("/"),
+        timeout_s: float | None = START_TIMEOUT_S,
+    ) -> None:
         """Runs a command to its end. It inherits the descriptors ``keep`` and no others."""
-        how = self._how | {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-        done = subprocess.run(command, input=stdin, pass_fds=keep, timeout=START_TIMEOUT_S, check=False, **how)
+        how = self._how | {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace", "cwd": cwd}
+        done = subprocess.run(command, input=stdin, pass_fds=keep, timeout=timeout_s, check=False, **how)
         if done.returncode != 0:
             raise EmbeddedServerError(f"{command[0]} failed, as the account {self}:\n{_end(done.stdout)}")
 
@@ -390,7 +395,17 @@ def _reachable(binaries: Path, account: _Account) -> Path:
 def _make_cluster(cluster: Path, programs: Path, account: _Account, decision: int) -> None:
     """Makes a cluster with the database ``ade`` under another name; the rename is the commit point."""
     making = cluster.with_name(f"{cluster.name}.making")
-    shutil.rmtree(making, ignore_errors=True)  # somebody was killed here; what it had started is gone: see `keep`
+    keep = (decision,)  # inherited, so that the decision lock outlives this process until they have ended too
+    _init(making, cluster.name, programs, account, keep)
+    single = (programs / "postgres", "--single", "-D", making, "-c", "exit_on_error=on", "postgres")
+    account.run(*single, stdin="CREATE DATABASE ade\n", keep=keep)
+    making.rename(cluster)
+    _sync(cluster.parent)
+
+
+def _init(making: Path, major: str, programs: Path, account: _Account, keep: tuple[int, ...]) -> None:
+    """An empty cluster with our settings, in place of what somebody may have left there who was killed."""
+    shutil.rmtree(making, ignore_errors=True)  # what he had started is gone: see `keep`
     making.mkdir(mode=0o700)
     os.chown(making, account.uid, account.gid)
     options = ["--username=ade", "--data-checksums", "--encoding=UTF8"]
@@ -399,16 +414,19 @@ def _make_cluster(cluster: Path, programs: Path, account: _Account, decision: in
         "--auth-host=reject",
     ]  # who can enter the socket's folder is that account, or root
     options += ["--locale=C"]  # the order of text is that of its bytes, on every machine
-    if int(cluster.name) >= 17:
+    if int(major) >= 17:
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # the same order; knows more than ASCII
-    keep = (decision,)  # inherited, so that the decision lock outlives this process until they have ended too
     account.run(programs / "initdb", "-D", making, *options, keep=keep)
     append = ("dd", f"of={making / 'postgresql.conf'}", "oflag=append", "conv=notrunc,fsync")
     account.run(*append, stdin=_SETTINGS, keep=keep)  # not by root, whom a link in its place would lead astray
-    single = (programs / "postgres", "--single", "-D", making, "-c", "exit_on_error=on", "postgres")
-    account.run(*single, stdin="CREATE DATABASE ade\n", keep=keep)
-    making.rename(cluster)
-    _sync(cluster.parent)
+
+
+def _stop(cluster: Path, server: _Postmaster) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(server.pid, signal.SIGINT)  # a fast shutdown: sessions are closed, nothing is lost
+    late = f"PostgreSQL (process {server.pid}) does not stop; see {cluster.with_name(_LOG)}."
+    _wait(lambda: not server.alive, STOP_TIMEOUT_S, late)
+    shutil.rmtree(_socket(cluster).parent, ignore_errors=True)  # the next start makes it anew
 
 
 def _clear_stale(cluster: Path) -> None:

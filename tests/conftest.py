@@ -223,8 +223,8 @@ class Service:
 
 
 @contextmanager
-def running_service(database_url: str, data: Path, **settings: str) -> Iterator[Service]:
-    """`ade serve` on a database and a data folder, until the block ends."""
+def running_service(database_url: str, data: Path, code: Path = ROOT, **settings: str) -> Iterator[Service]:
+    """`ade serve` on a database and a data folder, until the block ends; of this code, or of another release."""
     port = free_port()
     env = {
         "PATH": os.environ["PATH"],
@@ -235,10 +235,10 @@ def running_service(database_url: str, data: Path, **settings: str) -> Iterator[
         **{name: value for name, value in os.environ.items() if name.startswith(("UV_", "SSL_", "PIP_"))},
         **settings,
     }
-    log = data / "serve.log"
+    log = data / f"serve-{port}.log"
     with log.open("wb") as out:
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
-        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=env, cwd=code, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
     service = Service(f"http://127.0.0.1:{port}", data, database_url, env, process, log)
     try:
         service.wait_until_ready()

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.anyio
 
 API_PROCESSES = 2
 DRAIN_S = 1
-REQUESTERS = 6
-READERS = 6
+REQUESTERS = 4
+READERS = 4
 CUTS = 8
 
 
@@ -113,7 +113,7 @@ class Clients:
             for n, path in zip(count(), paths, strict=False):
                 if self.stopping:
                     return
-                create = path.startswith("/configs") and n % 30 == 29
+                create = path.startswith("/configs") and n % 15 == 14
                 try:
                     if create:
                         answer = await client.post(path, json={"options": {"dry_run": True}})
@@ -122,7 +122,7 @@ class Clients:
                     self.answers[answer.status_code] += 1
                 except httpx.TransportError as error:
                     self.failures.append(f"client {number}, request {n}: {error!r}")
-                await anyio.sleep(0.005)
+                await anyio.sleep(0.01)
 
     async def wait_for_news(self) -> None:
         """A long poll, which would outlast a process that is told to stop."""
@@ -194,7 +194,7 @@ async def test_a_rolling_restart_fails_no_request_and_loses_no_event(many: Servi
         after = set(children(many))
     assert clients.failures == []
     assert set(clients.answers) == {200, 201}
-    assert clients.answers.total() > 200
+    assert clients.answers.total() > 100
     assert clients.connections >= 2 * READERS, "no stream was cut"
     uncut = await anyio.to_thread.run_sync(engine.feed, http, run_id)
     assert all(lines == uncut for lines in clients.streams)
