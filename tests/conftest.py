@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,8 +223,15 @@ class Service:
 
 
 @contextmanager
-def running_service(database_url: str, data: Path, code: Path = ROOT, **settings: str) -> Iterator[Service]:
-    """`ade serve` on a database and a data folder, until the block ends; of this code, or of another release."""
+def running_service(database_url: str, data: Path, **settings: str) -> Iterator[Service]:
+    """`ade serve` on a database and a data folder, until the block ends."""
+    with running_release(ROOT, database_url, data, settings) as running:
+        yield running
+
+
+@contextmanager
+def running_release(code: Path, database_url: str, data: Path, settings: Mapping[str, str]) -> Iterator[Service]:
+    """:func:`running_service` of the release whose code lies there."""
     port = free_port()
     env = {
         "PATH": os.environ["PATH"],

@@ -109,6 +109,7 @@ def test_a_worker_shows_what_it_holds(service: Service, http: httpx.Client, conf
         worker_id = engine.wait_for_event(http, run_id, engine.is_type("run.started"))["worker_id"]
         (worker,) = (entry for entry in engine.told(http.get("/workers"))["data"] if entry["id"] == worker_id)
     assert (worker["object"], worker["leases"]) == ("ade.worker", 1)
+    assert worker["holds"] == [run_id]
     assert worker["heartbeat_at"].endswith("Z")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from eventstore.migrations import status
 from tests import engine
-from tests.conftest import ROOT, Service, running_service
+from tests.conftest import ROOT, Service, running_release
 from tests.test_serve import paused, processes
 
 FIRST = "94d32a3eb3d68aab6fb843126504078f41d88e5b"
@@ -50,7 +50,10 @@ def test_the_previous_release_works_on_this_schema(release: Path, service: Servi
     config_id = engine.actor(http)
     engine.build(http, config_id)
     before = anyio.run(status, service.database_url)
-    with paused(processes(service)["worker"]), running_service(service.database_url, service.data, code=release) as old:
+    with (
+        paused(processes(service)["worker"]),
+        running_release(release, service.database_url, service.data, {}) as old,
+    ):
         with old.http as client:
             run, events = engine.run(client, config_id, dry_run=True)
             assert (run["status"], run["stop_reason"]) == ("succeeded", "completed")

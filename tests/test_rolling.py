@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +32,20 @@ CUTS = 8
 
 @pytest.fixture(scope="module")
 def many(server: Server) -> Iterator[Service]:
-    """A service with several API processes."""
-    settings = {"ADE_API_PROCESSES": str(API_PROCESSES), "ADE_DRAIN_SECONDS": str(DRAIN_S)}
-    with own_service(server, **settings, ADE_CANCEL_GRACE_SECONDS="1") as running:
-        yield running
-        assert "Traceback" not in running.log.read_text()
+    """A service with several API processes, which tells us, as it would systemd, when all of them are up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind("")
+        settings = {
+            "ADE_API_PROCESSES": str(API_PROCESSES),
+            "ADE_DRAIN_SECONDS": str(DRAIN_S),
+            "ADE_CANCEL_GRACE_SECONDS": "1",
+            "NOTIFY_SOCKET": "@" + told.getsockname()[1:].decode(),
+        }
+        with own_service(server, **settings) as running:
+            told.settimeout(engine.PATIENCE_S)
+            assert told.recv(100) == b"READY=1"
+            yield running
+            assert "Traceback" not in running.log.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ class Worker(Shape):
 
     id: str
     leases: int = Field(description="How many.")
+    holds: list[str] = Field(description="Of what: runs and builds; `projector_lease` of the projector.")
     heartbeat_at: Moment
     object: Literal["ade.worker"] = "ade.worker"
 

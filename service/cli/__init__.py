@@ -9,7 +9,7 @@ import sys
 import pydantic
 import typer
 
-from service.cli import builds, configs, db, demo, doctor, keys, log, openapi, runs, safe_mode, serve
+from service.cli import builds, configs, db, demo, doctor, keys, log, openapi, runs, safe_mode, serve, workers
 
 app = typer.Typer(
     help="Runs and builds whose whole history is one append-only log.",
@@ -24,6 +24,7 @@ app.command(hidden=True)(serve.projector)
 app.command()(demo.demo)
 app.command()(doctor.doctor)
 app.command()(openapi.openapi)
+app.command()(workers.workers)
 app.add_typer(configs.app, name="configs")
 app.add_typer(builds.app, name="builds")
 app.add_typer(runs.app, name="runs")

@@ -158,6 +158,7 @@ class Supervisor:
         """Until told to stop; then `beside` is cancelled, and the sockets refuse who comes."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             keepers = [Keeper(role, self._env, beside) for role in self._roles]
+            beside.start_soon(self._tell_when_up, keepers)
             beside.start_soon(self._replace_when_asked, keepers)
             async for received in signals:
                 if received != signal.SIGHUP or os.isatty(0):
@@ -170,9 +171,14 @@ class Supervisor:
             with anyio.CancelScope(shield=True):  # to the end: a second signal is patience
                 await stop({child for keeper in keepers for child in keeper.alive}, self._stop_s)
 
+    async def _tell_when_up(self, keepers: Sequence[Keeper]) -> None:
+        for keeper in keepers:
+            while not await keeper.is_up():  # noqa: ASYNC110 - it has ended, and is started again
+                await anyio.sleep(PAUSE_S[0])
+        logger.info("every process is up")
+        tell_ready(self._env)
+
     async def _replace_when_asked(self, keepers: Sequence[Keeper]) -> None:
-        if all([await keeper.is_up() for keeper in keepers]):
-            tell_ready(self._env)
         while True:
             await self._asked.wait()
             self._asked = anyio.Event()  # whoever asks from here on has new files in mind

@@ -1,4 +1,4 @@
-"""``ade db upgrade``: the next major version of the bundled PostgreSQL; the old cluster is kept until it is verified."""
+"""``ade db upgrade``: the next major version of the bundled PostgreSQL; the old one is kept until it is verified."""
 
 from typing import Annotated
 

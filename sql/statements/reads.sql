@@ -102,8 +102,9 @@ FROM segments g
 CROSS JOIN LATERAL events_between_v1(greatest(g.first_id, %(after)s + 1), least(g.last_id, %(upto)s)) AS e
 WHERE g.first_id <= %(upto)s AND g.stream = ANY(%(streams)s) AND g.last_id > %(after)s;
 
--- workers: who holds leases now, and how many.
-SELECT holder AS id, count(*)::int AS leases, extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
+-- workers: who holds leases now, how many and of what, the oldest stream first.
+SELECT holder AS id, count(*)::int AS leases, array_agg(stream ORDER BY stream) AS holds,
+       extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
 FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() GROUP BY holder ORDER BY holder;
 
 -- projector_lag: how many ids the slowest caught-up projection is behind; a receiver of traces that is away is no fault
