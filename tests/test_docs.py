@@ -29,16 +29,26 @@ def test_the_sql_of_the_docs_is_understood(path: Path, url: str) -> None:
             connection.execute(code.encode())
 
 
-@pytest.mark.parametrize("name", ["http", "reference/cli"])
-def test_the_examples_work(name: str, service: Service, tmp_path: Path) -> None:
-    """All of a page, in the folder of the repository. Seen to fail with a wrong path in a URL, a wrong option, and a
-    body with a field that is not there."""
+def script(path: Path) -> str:
+    """All that a page shows, from top to bottom, as one program of the shell."""
+    pieces = ["set -eu"]
+    for language, code in FENCE.findall(path.read_text("utf-8")):
+        if language == "python":
+            pieces.append(f"python - <<'END_OF_PYTHON'\n{code}END_OF_PYTHON")
+        elif language == "sh":
+            pieces.append(code)
+    return "\n".join(pieces)
+
+
+@pytest.mark.parametrize("name", ["http", "reference/cli", "quickstart"])
+def test_the_examples_of_a_page_work(name: str, service: Service, tmp_path: Path) -> None:
+    """All of a page, in the folder of the repository. Seen to fail with a wrong path in a URL, a wrong option, a
+    body with a field that is not there, and a name that Python does not know."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    script = "set -eu\n" + "\n".join(blocks(ROOT / "docs" / f"{name}.md", "sh"))
-    script = script.replace("http://127.0.0.1:8000", service.url)
+    typed = script(ROOT / "docs" / f"{name}.md").replace("http://127.0.0.1:8000", service.url)
     env = {**service.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash"], input=script, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        ["bash"], input=typed, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "/problems/" not in done.stdout, done.stdout
