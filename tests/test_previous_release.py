@@ -9,7 +9,7 @@ import anyio
 import httpx
 import pytest
 
-from eventstore.migrations import status
+from eventstore.migrations import migrate, status
 from tests import engine
 from tests.conftest import ROOT, Service, running_release
 from tests.test_serve import paused, processes
@@ -50,6 +50,7 @@ def test_the_previous_release_works_on_this_schema(release: Path, service: Servi
     config_id = engine.actor(http)
     engine.build(http, config_id)
     before = anyio.run(status, service.database_url)
+    assert not before.pending
     with (
         paused(processes(service)["worker"]),
         running_release(release, service.database_url, service.data, {}) as old,
@@ -61,4 +62,5 @@ def test_the_previous_release_works_on_this_schema(release: Path, service: Servi
             assert engine.feed(client, run["id"]) == engine.feed(http, run["id"])
             assert engine.run(client, config_id, "print('hello')")[0]["status"] == "succeeded"
         assert "Traceback" not in old.log.read_text()
-    assert anyio.run(status, service.database_url) == before
+    after = anyio.run(migrate, service.database_url)  # where no migration lies between them, it puts its functions back
+    assert (after.applied, after.pending) == (before.applied, ())
