@@ -55,19 +55,19 @@ def upgrade(folder: Path) -> None:
 
     Blocks for as long as copying takes. Raises EmbeddedServerError, and then the old cluster is as it was.
     """
-    EmbeddedServer.open(folder).close()  # a server that was killed has left work, which pg_upgrade refuses to do
     home = _home(folder.resolve())
+    if max(_clusters(home)) >= NEWEST:
+        return
+    EmbeddedServer.open(folder).close()  # a server that was killed has left work, which pg_upgrade refuses to do
     with ExitStack() as held:
         decision = held.enter_context(_opened(home / _DECISION))
         users = held.enter_context(_opened(home / _USERS))
         held.enter_context(_exclusive(decision))
         if not _take(users):
             raise EmbeddedServerError(f"The database in {home} is in use: stop the service, and leave its shells.")
-        found = _clusters(home)
-        major = max(found)
-        if major >= NEWEST:
-            return
-        _copy(found[major], home / str(NEWEST), _Account.of(found[major]), decision)
+        major, old = max(_clusters(home).items())
+        if major < NEWEST:  # nobody else was faster
+            _copy(old, home / str(NEWEST), _Account.of(old), decision)
 
 
 def _copy(old: Path, new: Path, account: _Account, decision: int) -> None:
@@ -93,6 +93,7 @@ def _copy(old: Path, new: Path, account: _Account, decision: int) -> None:
             if server := _Postmaster.running(cluster):  # pg_upgrade was killed, and could not stop what it had started
                 _stop(cluster, server)
         shutil.rmtree(sockets, ignore_errors=True)
+    (making / "delete_old_cluster.sh").unlink(missing_ok=True)  # that is `remove_old`
     making.rename(new)
     _sync(new.parent)
 
