@@ -114,6 +114,8 @@ class Clients:
     failures: list[str] = field(default_factory=list)
     streams: list[list[bytes]] = field(default_factory=list)
     connections: int = 0
+    following: anyio.Event = field(default_factory=anyio.Event)
+    """Every reader has its stream."""
 
     async def ask(self, number: int) -> None:
         """One request after the other: odd clients keep their connection, the others take a new one for each."""
@@ -155,6 +157,8 @@ class Clients:
                 try:
                     async with client.stream("GET", path, headers={"Accept": accept}) as response:
                         self.answers[response.status_code] += 1
+                        if self.answers[200] >= READERS:
+                            self.following.set()
                         body = response.aiter_raw()
                         lines += [line async for line in (sse(body) if number % 2 else ndjson(body))]
                 except httpx.TransportError as error:
@@ -193,6 +197,7 @@ async def test_a_rolling_restart_fails_no_request_and_loses_no_event(many: Servi
         async with anyio.create_task_group() as tasks:
             for number in range(READERS):
                 tasks.start_soon(clients.read, number)
+            await clients.following.wait()
             async with anyio.create_task_group() as asking:
                 for number in range(REQUESTERS):
                     asking.start_soon(clients.ask, number)

@@ -26,7 +26,10 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
     Whoever keeps them open keeps the connections that wait in them, whatever becomes of the processes. Port 0 takes a
     free one. Raises OSError where the address is not free.
     """
-    with _bound(host, port, shared=False) as alone:  # two services of one user would share a port without a word
+    alone = _bound(host, port, shared=False)
+    if count == 1:
+        return [alone]
+    with alone:  # it was free: two services of one user would share a port without a word
         port = alone.getsockname()[1]
     return [_bound(host, port, shared=True) for _ in range(count)]
 
