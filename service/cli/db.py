@@ -11,11 +11,9 @@ import typer
 
 from eventstore.migrations import migrate as apply_migrations
 from eventstore.migrations import status as schema_status
-from service.cli import backup
+from service.cli import backup, upgrade
 from service.cli.serve import postgres
 from service.logs import log_to_stderr
-from service.cli import backup, upgrade
-from service.cli.serve import log_to_stderr, postgres
 from service.settings import Settings
 
 app = typer.Typer(help="The database: schema, shell, backup, upgrade.", no_args_is_help=True)

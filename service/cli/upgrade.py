@@ -12,7 +12,8 @@ from eventstore.upgrade import upgrade as upgrade_cluster
 from eventstore.verification import Verified, verify
 from service.cli.connection import FAILED, USAGE
 from service.cli.output import BAD, GOOD
-from service.cli.serve import log_to_stderr, postgres
+from service.cli.serve import postgres
+from service.logs import log_to_stderr
 from service.settings import Settings
 
 
