@@ -16,8 +16,8 @@ from benchmarks.writing import Beside, appending, dense, fill, lines, write
 from eventstore.clock import ulid
 
 TURNS = 5
-COPY = 0
-"""The size of a batch that stands for COPY among the rates."""
+COPY, COPY_100 = 0, -100
+"""The sizes of batches that stand for COPY among the rates: of 1,000 rows a transaction, and of 100."""
 WRITERS = 16
 PROCESSES = 4
 UNCHANGED = 1.5
@@ -29,12 +29,16 @@ def one_writer(bench: Bench) -> None:
     library, jetstream, commits = bench.eventsourcing, bench.jetstream, bench.commits
     rates = _beside_copy(bench)
     copied = rates[COPY]
-    what = "raw COPY, 1,000 rows a transaction, index on (stream, id)"
-    bench.table.add(what, f"{number(statistics.median(copied))} events/s")
+    for size, rows in ((COPY, "1,000"), (COPY_100, "100")):
+        what = f"raw COPY, {rows} rows a transaction, index on (stream, id)"
+        bench.table.add(what, f"{number(statistics.median(rates[size]))} events/s")
     for size, least in ((1_000, 1.0), (100, 0.6)):
         rate = statistics.median(rates[size])
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[size], copied, strict=True))
         targets, beside = [at_least(ratio, least, "× COPY")], f"{ratio:.2f} × raw COPY"
+        if size == 100:
+            alike = statistics.median(ours / theirs for ours, theirs in zip(rates[size], rates[COPY_100], strict=True))
+            beside += f" of 1,000, {alike:.2f} × that of 100"
         if library:
             targets.append(at_least(rate / library[size], 3, "× eventsourcing"))
             beside += f", {rate / library[size]:.1f} × eventsourcing"
@@ -50,7 +54,7 @@ def one_writer(bench: Bench) -> None:
 def _beside_copy(bench: Bench) -> dict[int, list[float]]:
     """Events per second of each turn of COPY and of appends in batches of both sizes.
 
-    They take turns, so that whatever else the machine does for a while is felt by all three.
+    They take turns, so that whatever else the machine does for a while is felt by all.
     """
     count, rates = bench.of(1_000_000, 90_000) // TURNS, defaultdict[int, list[float]](list)
     with (
@@ -61,7 +65,8 @@ def _beside_copy(bench: Bench) -> dict[int, list[float]]:
     ):
         connection.execute(peers.TABLE)
         for turn in range(TURNS):
-            rates[COPY].append(peers.copy(connection, 1 + turn * count, count))
+            rates[COPY].append(peers.copy(connection, 1 + 2 * turn * count, count))
+            rates[COPY_100].append(peers.copy(connection, 1 + (2 * turn + 1) * count, count, 100))
             for size, url in ((1_000, by_1_000), (100, by_100)):
                 rates[size].append(anyio.run(fill, url, f"bench_{ulid()}", count, size))
         for url in (by_1_000, by_100):
