@@ -363,7 +363,7 @@ def test_what_an_engine_is_given(http: httpx.Client, config: str) -> None:
     """These variables exactly."""
     _, events = engine.run(http, config, "print(json.dumps(sorted(os.environ)))")
     names = json.loads(next(filter(engine.is_type("run.log"), events))["message"])
-    own = ["ADE_RUN_ID", "HOME", "LANG", "PATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "TZ"]
+    own = ["ADE_RUN_ID", "HOME", "LANG", "PATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "TRACEPARENT", "TZ"]
     assert set(names) - {"LC_CTYPE"} == {*own, *(name.upper() for name in SECRETS)}
 
 

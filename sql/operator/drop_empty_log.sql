@@ -19,4 +19,4 @@ BEGIN
 END $$;
 DROP VIEW IF EXISTS streams_with_last;
 DROP TABLE IF EXISTS log, events, streams, segments, seals, leases, append_keys, checkpoints, schema_migrations,
-    workspaces, configs, config_versions, documents, safe_mode, builds, runs, artifacts, run_logs, build_logs;
+    workspaces, configs, config_versions, documents, safe_mode, builds, runs, artifacts, run_logs, build_logs, api_keys;
