@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import appends, derived, fanout, flooding, growth, logs, neighbours, working
+from benchmarks import appends, derived, fanout, flooding, growth, lists, logs, neighbours, working
 from benchmarks.bench import Bench, machine
 from eventstore.embedded import EmbeddedServer
 
@@ -30,6 +30,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "rebuild": derived.rebuild_and_verify,
     "growth": growth.growth,
     "logs": logs.logs,
+    "lists": lists.lists,
     "runs": working.runs,
     "flood-peers": flooding.peers,
     "flood": flooding.flood,

@@ -149,16 +149,24 @@ class Database:
 
     async def rows(self, statement: str, **parameters: Any) -> list[DictRow]:
         """All rows of a named statement. Asked a second time where the first connection turned out to be dead."""
+        return await self._twice(statement, parameters)
+
+    async def planned(self, statement: str, **parameters: Any) -> list[DictRow]:
+        """The same, planned for these parameters: for a statement with filters of which most are not given. The plan
+        that serves all of them looks at every row, and a prepared statement comes to it after some calls."""
+        return await self._twice(statement, parameters, prepare=False)
+
+    async def _twice(self, statement: str, parameters: dict[str, Any], *, prepare: bool = True) -> list[DictRow]:
         try:
-            return await self._rows(statement, parameters)
+            return await self._rows(statement, parameters, prepare=prepare)
         except Unavailable:
             await self._pool.check()  # one connection was dead, and so are perhaps the others
-            return await self._rows(statement, parameters)
+            return await self._rows(statement, parameters, prepare=prepare)
 
-    async def _rows(self, statement: str, parameters: dict[str, Any]) -> list[DictRow]:
+    async def _rows(self, statement: str, parameters: dict[str, Any], *, prepare: bool) -> list[DictRow]:
         with _world():
             async with self._pool.connection() as connection:
-                return await _fetch(connection, statement, parameters)
+                return await _fetch(connection, statement, parameters, prepare=prepare)
 
     async def row(self, statement: str, **parameters: Any) -> DictRow | None:
         """The first row of a named statement."""
@@ -214,8 +222,11 @@ async def transaction(connection: Connection) -> AsyncIterator[None]:
             yield
 
 
-async def _fetch(connection: Connection, statement: str, parameters: Sequence[Any] | dict[str, Any]) -> list[DictRow]:
-    cursor = await connection.execute(statements()[statement].encode(), parameters or None, binary=True, prepare=True)
+async def _fetch(
+    connection: Connection, statement: str, parameters: Sequence[Any] | dict[str, Any], *, prepare: bool = True
+) -> list[DictRow]:
+    text = statements()[statement].encode()
+    cursor = await connection.execute(text, parameters or None, binary=True, prepare=prepare)
     return await cursor.fetchall() if cursor.description else []
 
 

@@ -188,7 +188,8 @@ CREATE TABLE documents (
     created_id   bigint      NOT NULL,
     created_at   timestamptz NOT NULL
 );
-CREATE INDEX documents_of_workspace ON documents (workspace_id, created_id);
+CREATE INDEX documents_of_workspace ON documents (workspace_id, created_at, created_id);
+CREATE INDEX documents_by_name ON documents (workspace_id, name, created_id);
 
 CREATE TABLE safe_mode (
     id         bigint      PRIMARY KEY,
@@ -225,7 +226,9 @@ CREATE TABLE builds (
     retry_at            timestamptz  -- lost, and not begun again before this
 );
 CREATE INDEX builds_of_config ON builds (config_id, created_id);
-CREATE INDEX builds_by_age ON builds (created_id);
+CREATE INDEX builds_by_age ON builds (created_at, created_id);
+CREATE INDEX builds_by_end ON builds (finished_at, created_id) WHERE finished_at IS NOT NULL;
+CREATE INDEX builds_by_duration ON builds (duration_ms, created_id) WHERE duration_ms IS NOT NULL;
 CREATE INDEX builds_open ON builds (created_id) WHERE status IN ('queued', 'building');
 
 CREATE TABLE runs (
@@ -258,10 +261,13 @@ CREATE TABLE runs (
     updated_at          timestamptz NOT NULL,
     retry_at            timestamptz  -- lost, and not begun again before this
 );
-CREATE INDEX runs_of_config ON runs (config_id, created_at);
-CREATE INDEX runs_of_workspace ON runs (workspace_id, created_id);
+CREATE INDEX runs_of_config ON runs (config_id, created_at, created_id);
+CREATE INDEX runs_of_workspace ON runs (workspace_id, created_at, created_id);
 CREATE INDEX runs_of_build ON runs (build_id);
-CREATE INDEX runs_by_age ON runs (created_id);
+CREATE INDEX runs_by_age ON runs (created_at, created_id);
+CREATE INDEX runs_by_end ON runs (finished_at, created_id) WHERE finished_at IS NOT NULL;
+CREATE INDEX runs_by_duration ON runs (duration_ms, created_id) WHERE duration_ms IS NOT NULL;
+CREATE INDEX runs_unwell ON runs (created_at, created_id) WHERE status IN ('failed', 'canceled');
 CREATE INDEX runs_open ON runs (created_id) WHERE status IN ('queued', 'running');
 
 CREATE TABLE artifacts (

@@ -257,7 +257,9 @@ def test_lists_are_newest_first_and_obey_their_filters(http: httpx.Client, confi
     assert ids(http.get("/runs", params={"config_id": other})) == both
     assert ids(http.get("/runs", params={"build_id": good["build_id"]})) == both
     assert ids(http.get(f"/configs/{other}/runs", params={"status": "failed"})) == [bad["id"]]
+    assert ids(http.get("/runs", params={"status": "canceled,failed", "config_id": other})) == [bad["id"]]
     assert ids(http.get("/runs", params={"q": "ADÉLIE"})) == [bad["id"]]
+    assert ids(http.get("/workspaces/lists/runs", params={"sort": "created"})) == both[::-1]
     assert ids(http.get("/workspaces/lists/runs", params={"created_after": before})) == both
     assert ids(http.get("/workspaces/lists/runs", params={"created_after": bad["created_at"]})) == [bad["id"]]
     assert ids(http.get("/workspaces/lists/runs", params={"created_before": bad["created_at"]})) == [good["id"]]
@@ -277,10 +279,11 @@ def test_pages_stay_right_while_runs_are_added(http: httpx.Client) -> None:
     files = engine.package("paged")
     config_id = engine.register(http, files)["id"]
     existing = [engine.start(http, config_id, dry_run=True)["id"] for _ in range(5)][::-1]
-    url, seen = f"/configs/{config_id}/runs?limit=2", []
+    url, seen = f"/configs/{config_id}/runs?limit=2&count=true&sort=-created", []
     while url:
         answer = http.get(url)
         seen.append(ids(answer))
+        assert answer.json()["total"] == len(existing) + len(seen) - 1
         engine.start(http, config_id, dry_run=True)
         following = answer.links.get("next", {}).get("url", "")
         assert answer.json()["next_page"] == (parse_qs(urlsplit(following).query)["page"][0] if following else None)
@@ -292,6 +295,7 @@ def test_pages_stay_right_while_runs_are_added(http: httpx.Client) -> None:
     "query",
     [
         *("limit=0", "limit=201", "limit=x", "limit=1.5", "page=!!", "page=LTE", "page=", "status=done", "q=%00"),
+        *("status=failed,done", "status=", "stop_reason=none", "sort=name", "sort=status", "count=yes", "page=WzEsMl0"),
         *("created_after=yesterday", "created_before=2025-01-01T00:00:00", "created_after=nan", "q=" + "x" * 201),
     ],
 )

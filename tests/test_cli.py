@@ -217,6 +217,10 @@ def test_from_a_package_to_its_artifacts(service: Service) -> None:
     assert ade(service, "runs", "logs", run["id"], "--grep", "no penguin says so", code=1).stdout == ""
     ade(service, "runs", "logs", run["id"], "--grep", "x", "--tail", "1", code=2)
 
+    stats = document(service, "stats", "-w", "cli")
+    assert (stats["workspace_id"], stats["runs"]["durations"]["p50_ms"]) == ("cli", run["duration_ms"])
+    assert "runs: 1 (1 succeeded)\n  half of those that went well took" in ade(service, "stats", "-w", "cli").stdout
+
     (build,) = document(service, "builds", "list", "-w", "cli")["data"]
     assert build["id"] == run["build_id"]
     assert document(service, "builds", "show", build["id"]) == build
@@ -321,7 +325,7 @@ def test_a_build_is_followed(service: Service, actor: str) -> None:
         (["runs", "show", "run_unknown"], "There is no such thing. There is no run run_unknown."),
         (["runs", "start", "nobody"], "There is no config nobody in the workspace default"),
         (["runs", "tail", "../../etc"], "error: "),
-        (["runs", "list", "--status", "blue"], "`status` is one of"),
+        (["runs", "list", "--status", "blue"], "`status` is one or several of"),
         (["configs", "add", "."], "is not a config package: it has no pyproject.toml"),
         (["configs", "add", "no-such-folder"], "no-such-folder"),
         (["runs", "start"], "Missing argument"),

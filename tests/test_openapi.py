@@ -37,11 +37,11 @@ export function text(event: components["schemas"]["ServiceEvent"]): string {
   return event.type === "run.log" ? event.message ?? "" : event.type === "run.completed" ? event.status : event.type;
 }
 export const body: components["schemas"]["CreateRunBody"] = { stream: true, options: { engine_args: ["--fast"] } };
-export const query: operations["list_runs"]["parameters"]["query"] = { status: "failed", limit: 5 };
+export const query: operations["list_runs"]["parameters"]["query"] = { status: ["failed"], limit: 5 };
 type Refusal = paths["/api/v1/runs/{id}/cancel"]["post"]["responses"][409]["content"]["application/problem+json"];
 export const slug = (refusal: Refusal): "/problems/already-ended" => refusal.type;
 """
-WRONG = 'export const wrong: operations["list_runs"]["parameters"]["query"] = { status: "building" };'
+WRONG = 'export const wrong: operations["list_runs"]["parameters"]["query"] = { status: ["building"] };'
 
 
 @cache
@@ -224,12 +224,14 @@ def test_a_run_is_described_in_every_form(http: httpx.Client, names: dict[str, s
     runs, headers = f"/configs/{names['config']}/runs", {"Idempotency-Key": "described"}
     created = http.post(runs, json={"options": {"dry_run": True}}, headers=headers)
     streamed = http.post(runs, json={"stream": True, "options": {"dry_run": True}})
-    page = http.get("/runs?limit=1")
+    page = http.get("/runs?limit=1&count=true")
     for name, answer, status in (
         ("create_run", created, 201),
         ("create_run", streamed, 200),
         ("create_run", http.post(runs, json={}, headers=headers), 422),
         ("list_runs", page, 200),
+        ("show_stats", http.get("/stats"), 200),
+        ("show_stats_of_workspace", http.get("/workspaces/nobody/stats"), 200),
         ("follow_log", http.get("/events?types=run.*", headers={"Accept": engine.NDJSON}), 200),
         ("follow_run", http.get(f"/runs/{names['runs']}/events", headers={"Accept": engine.NDJSON}), 200),
         ("follow_run", http.get(f"/runs/{names['runs']}/events?stream=true"), 200),

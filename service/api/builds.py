@@ -10,16 +10,12 @@ from starlette.responses import Response
 from service import commands
 from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
-from service.api.query import FOREVER, AsOf, Text
+from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.runs import CancelBody
 from service.api.snapshots import BuildSnapshot, BuildStatus
 from service.api.streams import Streamed
 from service.errors import UnknownThing
-
-ANY: dict[str, Any] = dict.fromkeys(
-    ("id", "workspace_id", "workspaces", "config_id", "status", "created_after", "created_before", "q")
-)
 
 
 class EnsureBuildBody(Body):
@@ -32,8 +28,11 @@ class EnsureBuildBody(Body):
 class ListBuilds(lists.Work):
     """Which builds."""
 
-    status: BuildStatus | None = Field(None, description="Those with this status.")
+    status: Several[BuildStatus] | None = Field(None, description="Those with one of these.")
     workspace_id: Text | None = Field(None, description="Those of this workspace.")
+
+
+BUILDS = lists.Listing("build_page", ListBuilds, BuildSnapshot)
 
 
 async def ensure(request: Request, query: Streamed, body: EnsureBuildBody) -> Any:
@@ -74,7 +73,7 @@ async def show(request: Request, query: AsOf) -> Response:
 
 
 async def _snapshot(found: Deployment, build_id: str) -> dict[str, Any]:
-    row = await found.database.row("build_page", **{**ANY, "id": build_id}, before=FOREVER, limit=1)
+    row = await BUILDS.one(found.database, build_id)
     if row is None:
         raise UnknownThing(f"There is no build {build_id}.")
     return BuildSnapshot.of(row)
@@ -87,12 +86,8 @@ async def _as_of(found: Deployment, build_id: str, upto: int) -> dict[str, Any]:
 
 
 async def listing(request: Request, query: ListBuilds) -> Response:
-    """List builds.
-
-    Newest first.
-    """
-    filters = {**ANY, **query.model_dump(exclude={"limit", "page"})}
-    return await lists.answer(request, query, "build_page", BuildSnapshot, **filters)
+    """List builds."""
+    return await BUILDS.answer(request, query)
 
 
 async def cancel(request: Request, body: CancelBody) -> Response:

@@ -116,7 +116,8 @@ def _in_query(endpoint: Endpoint) -> list[Schema]:
     found = []
     for name, schema in parameters(endpoint.query).items():
         described = {key: value for key, value in schema.items() if key != "description"}
-        found.append({"name": name, "in": "query", "description": schema["description"], "schema": described})
+        one: Schema = {"name": name, "in": "query", "description": schema["description"], "schema": described}
+        found.append(one | {"style": "form", "explode": False} if schema.get("type") == "array" else one)
     return found
 
 

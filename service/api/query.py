@@ -1,6 +1,5 @@
 """The parameters of a query as models: read strictly, and described by the same fields."""
 
-import math
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -47,7 +46,7 @@ def _moment(text: str) -> float:
         if parsed.tzinfo is None:
             raise wrong("must name its time zone") from None
         seconds = parsed.timestamp()
-    if not (math.isfinite(seconds) and abs(seconds) < 1e11):
+    if not -6e10 < seconds < 1e11:  # the years 68 to 5138; nor is it true of nan
         raise wrong("is out of range")
     return seconds
 
@@ -60,6 +59,9 @@ Moment = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}]}),
 ]
 """Unix seconds or RFC 3339; Unix seconds here."""
+Item = TypeVar("Item")
+Several = Annotated[list[Item], BeforeValidator(lambda text: text.split(","))]
+"""Values with commas between them."""
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS, pattern=r"^[^\x00]*$")]
 
 
@@ -130,6 +132,8 @@ def _must(schema: dict[str, Any]) -> str:
     match schema:
         case {"enum": values}:
             return f"is one of {', '.join(values)}"
+        case {"items": {"enum": values}}:
+            return f"is one or several of {', '.join(values)}, with commas between them"
         case {"minimum": least, "maximum": most}:
             return f"must be between {least} and {most}"
         case {"maxLength": most}:

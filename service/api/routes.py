@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from service.api import builds, feeds, keys, log_search, logs, metrics, pages, runs, system, uploads
+from service.api import builds, feeds, keys, log_search, logs, metrics, pages, runs, stats, system, uploads
 from service.api.endpoint import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
@@ -42,6 +42,7 @@ from service.api.snapshots import (
     RegisteredConfig,
     RunSnapshot,
 )
+from service.api.stats import Stats
 from service.api.system import Head, Health, Readiness, SafeMode, Worker, Workspace
 from service.errors import (
     AlreadyEnded,
@@ -218,6 +219,8 @@ _LOG = (
 )
 
 _SERVICE = (
+    _get("show_stats", "/stats", stats.everywhere, "service", shows(Stats)),
+    _get("show_stats_of_workspace", "/workspaces/{ws}/stats", stats.of_workspace, "service", shows(Stats)),
     _get("list_workspaces", "/workspaces", system.workspaces, "service", lists(Workspace)),
     _get("list_workers", "/workers", system.workers, "service", lists(Worker), everywhere=True),
     _get("show_safe_mode", "/safe-mode", system.safe_mode, "service", shows(SafeMode)),

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service import commands
 from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
-from service.api.query import FOREVER, AsOf, Text
+from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
 from service.api.streams import Streamed
@@ -21,9 +21,6 @@ from service.keys import Caller
 HANG_UP_GRACE_S = 5.0
 """From the hang-up of a client that asked for ``cancel_on_disconnect`` to the cancel. Who follows the run again by
 then, through the same API process, keeps it."""
-ANY: dict[str, Any] = dict.fromkeys(
-    ("id", "workspace_id", "workspaces", "config_id", "build_id", "status", "created_after", "created_before", "q")
-)
 
 
 class CreateRunBody(Body):
@@ -42,8 +39,11 @@ class CancelBody(Body):
 class ListRuns(lists.Work):
     """Which runs."""
 
-    status: RunStatus | None = Field(None, description="Those with this status.")
+    status: Several[RunStatus] | None = Field(None, description="Those with one of these.")
     build_id: Text | None = Field(None, description="Those that are bound to this build.")
+
+
+RUNS = lists.Listing("run_page", ListRuns, RunSnapshot)
 
 
 async def create(request: Request, query: Streamed, body: CreateRunBody) -> Any:
@@ -91,7 +91,7 @@ async def show(request: Request, query: AsOf) -> Response:
 
 async def snapshot(found: Deployment, run_id: str) -> dict[str, Any]:
     """The run, folded up to exactly its ``last_event_id``: one statement, one moment."""
-    row = await found.database.row("run_page", **{**ANY, "id": run_id}, before=FOREVER, limit=1)
+    row = await RUNS.one(found.database, run_id)
     if row is None:
         raise UnknownThing(f"There is no run {run_id}.")
     return RunSnapshot.of(row)
@@ -104,32 +104,18 @@ async def _as_of(found: Deployment, run_id: str, upto: int) -> dict[str, Any]:
 
 
 async def listing(request: Request, query: ListRuns) -> Response:
-    """List all runs.
-
-    Newest first.
-    """
-    return await _listing(request, query)
+    """List all runs."""
+    return await RUNS.answer(request, query)
 
 
 async def of_config(request: Request, query: ListRuns) -> Response:
-    """List the runs of a config.
-
-    Newest first.
-    """
-    return await _listing(request, query, config_id=request.path_params["config"])
+    """List the runs of a config."""
+    return await RUNS.answer(request, query, config_id=request.path_params["config"])
 
 
 async def of_workspace(request: Request, query: ListRuns) -> Response:
-    """List the runs of a workspace.
-
-    Newest first.
-    """
-    return await _listing(request, query, workspace_id=request.path_params["ws"])
-
-
-async def _listing(request: Request, query: ListRuns, **also: str) -> Response:
-    filters = {**ANY, **query.model_dump(exclude={"limit", "page"}), **also}
-    return await lists.answer(request, query, "run_page", RunSnapshot, **filters)
+    """List the runs of a workspace."""
+    return await RUNS.answer(request, query, workspace_id=request.path_params["ws"])
 
 
 async def cancel(request: Request, body: CancelBody) -> Response:

@@ -8,6 +8,7 @@ from projections.events import Input, Package, Step, StopReason
 from service.api.shape import MaybeMoment, MaybeSeconds, Moment, Seconds, Shape
 
 RunStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
+WaitingFor = Literal["build", "worker", "safe_mode", "disk"]
 BuildStatus = Literal["queued", "building", "active", "failed", "canceled"]
 Item = TypeVar("Item")
 
@@ -18,6 +19,7 @@ class List(Shape, Generic[Item]):
     object: Literal["list"] = "list"
     data: list[Item] = Field(description="The things themselves.")
     next_page: str | None = Field(None, description="What to send back as `page`; `null` on the last page.")
+    total: int | None = Field(None, description="How many there are on all pages, where `count` asked for it.")
 
 
 class Work(Shape):
@@ -60,7 +62,7 @@ class RunSnapshot(Work):
     object: Literal["ade.run"] = "ade.run"
     build_id: str | None = Field(description="The build that it is bound to, for good.")
     status: RunStatus
-    waiting_for: Literal["build", "worker", "safe_mode", "disk"] | None = Field(
+    waiting_for: WaitingFor | None = Field(
         description="While `queued`: what for. `disk`: the worker that would begin it has no room."
     )
     result: Any = Field(
@@ -101,7 +103,7 @@ class ConfigSnapshot(Shape):
     digest: str = Field(
         description="Of names, executable bits and contents: the same files have the same, however they were packed."
     )
-    active_build_id: str | None = Field(description="The newest active build of this version.")
+    active_build_id: str | None = Field(description="The newest active build of this content.")
     created: Seconds = Field(description="When its first version was registered, in Unix seconds.")
     updated: Seconds = Field(description="When this version was registered, in Unix seconds.")
     created_at: Moment = Field(description="`created` in RFC 3339.")

@@ -23,7 +23,7 @@ from eventstore.event import WORKSPACE
 from projections import events
 from service.api import answers, lists
 from service.api.deployment import Deployment
-from service.api.query import FOREVER, Query, wrong
+from service.api.query import Query, wrong
 from service.api.request import deployment, idempotency
 from service.api.snapshots import ConfigSnapshot, DocumentSnapshot, RegisteredConfig
 from service.errors import Malformed, TooLarge, UnknownThing, WrongMediaType
@@ -33,7 +33,8 @@ from service.work.package import digest, unpack
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
 FILE_NAME_MAX_BYTES = 200
-ONE = {"workspace_id": None, "workspaces": None, "before": FOREVER, "limit": 1}
+CONFIGS = lists.Listing("config_page", lists.Named, ConfigSnapshot)
+DOCUMENTS = lists.Listing("document_page", lists.Named, DocumentSnapshot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,7 @@ async def register_config(request: Request, query: RegisterConfig) -> Response:
         manifest, content = await anyio.to_thread.run_sync(_take_in, found, upload.path)
     asked = idempotency(request, workspace, content)
     created = await found.handler.register_config(workspace, query.name or manifest.name, content, asked)
-    row = await found.database.row(
-        "config_page", id=created.id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
-    )
+    row = await CONFIGS.one(found.database, created.id)
     document = RegisteredConfig.of({**(row or {}), "outcome": created.how})
     status = 201 if created.how == "created" else 200
     return answers.json(document, status, {"Location": f"/api/v1/configs/{created.id}"})
@@ -142,21 +141,15 @@ def _take_in(found: Deployment, archive: Path) -> tuple[Manifest, str]:
 async def show_config(request: Request) -> Response:
     """Show a config at its newest version."""
     found, config_id = deployment(request), request.path_params["config"]
-    row = await found.database.row(
-        "config_page", id=config_id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
-    )
+    row = await CONFIGS.one(found.database, config_id)
     if row is None:
         raise UnknownThing(f"There is no config {config_id}.")
     return answers.json(ConfigSnapshot.of(row))
 
 
-async def list_configs(request: Request, query: lists.Page) -> Response:
-    """List the configs of a workspace.
-
-    Newest first.
-    """
-    workspace = _workspace(request)
-    return await lists.answer(request, query, "config_page", ConfigSnapshot, id=None, workspace_id=workspace)
+async def list_configs(request: Request, query: lists.Named) -> Response:
+    """List the configs of a workspace."""
+    return await CONFIGS.answer(request, query, workspace_id=_workspace(request))
 
 
 async def store_document(request: Request, query: StoreDocument) -> Response:
@@ -192,13 +185,9 @@ async def show_document(request: Request) -> Response:
     return answers.json(await _document(deployment(request), request.path_params["id"]))
 
 
-async def list_documents(request: Request, query: lists.Page) -> Response:
-    """List the documents of a workspace.
-
-    Newest first.
-    """
-    workspace = _workspace(request)
-    return await lists.answer(request, query, "document_page", DocumentSnapshot, id=None, workspace_id=workspace)
+async def list_documents(request: Request, query: lists.Named) -> Response:
+    """List the documents of a workspace."""
+    return await DOCUMENTS.answer(request, query, workspace_id=_workspace(request))
 
 
 async def document_content(request: Request) -> Response:
@@ -209,9 +198,7 @@ async def document_content(request: Request) -> Response:
 
 
 async def _document(found: Deployment, document_id: str) -> dict[str, Any]:
-    row = await found.database.row(
-        "document_page", id=document_id, workspace_id=None, workspaces=None, before=FOREVER, limit=1
-    )
+    row = await DOCUMENTS.one(found.database, document_id)
     if row is None:
         raise UnknownThing(f"There is no document {document_id}.")
     return DocumentSnapshot.of(row)

@@ -1,4 +1,4 @@
-"""The command line. User verbs (configs, builds, runs) speak HTTP; operator verbs (log, db, keys, doctor, builds
+"""The command line. User verbs (configs, builds, runs, stats) speak HTTP; operator verbs (log, db, keys, doctor, builds
 prune) open the database.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 cannot reach the service.
@@ -9,7 +9,7 @@ import sys
 import pydantic
 import typer
 
-from service.cli import builds, configs, db, demo, doctor, keys, log, openapi, runs, safe_mode, serve, workers
+from service.cli import builds, configs, db, demo, doctor, keys, log, openapi, runs, safe_mode, serve, stats, workers
 
 app = typer.Typer(
     help="Runs and builds whose whole history is one append-only log.",
@@ -25,6 +25,7 @@ app.command()(demo.demo)
 app.command()(doctor.doctor)
 app.command()(openapi.openapi)
 app.command()(workers.workers)
+app.command()(stats.stats)
 app.add_typer(configs.app, name="configs")
 app.add_typer(builds.app, name="builds")
 app.add_typer(runs.app, name="runs")
