@@ -47,8 +47,8 @@ def durations(took: list[int]) -> Row:
 
 
 def test_stats_are_those_of_the_rows(shelf_of: Shelves) -> None:
-    """By time and workspace, of runs and builds; the queue is that of now, whatever the time. Seen to fail with each
-    condition left out."""
+    """By time and workspace, of runs and builds; the queue is that of now, whatever the time. Seen to fail with
+    conditions left out, one at a time."""
     shelf = {kind: shelf_of(kind) for kind in WORK}
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
