@@ -32,7 +32,7 @@ class ListBuilds(lists.Work):
     workspace_id: Text | None = Field(None, description="Those of this workspace.")
 
 
-BUILDS = lists.Listing("build_page", ListBuilds, BuildSnapshot)
+BUILDS = lists.Listing("build_page", "build", ListBuilds, BuildSnapshot)
 
 
 async def ensure(request: Request, query: Streamed, body: EnsureBuildBody) -> Any:

@@ -108,22 +108,22 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What can be listed: by which statement, with which parameters, in which shape."""
+    """What can be listed: by which statement, and by which one of them is shown; with which parameters and shape."""
 
     statement: str
+    single: str
     query: type[Page]
     shape: type[Shape]
 
     async def one(self, database: Database, name: str) -> dict[str, Any] | None:
         """The row of this id."""
-        found = await self.find(database, self.query.model_validate({"limit": "1"}), id=name)
-        return found.rows[0] if found.rows else None
+        return await database.row(self.single, id=name)
 
     async def find(self, database: Database, query: Page, *, workspaces: list[str] | None = None, **path: str) -> Found:
         """A page of what is in some ``workspaces``, or in any; what the ``path`` of the request says goes before its
         query. Raises Malformed for the mark of another list."""
         asked = query.model_dump(exclude={"page", "limit", "count"})
-        filters = {"id": None, "workspace_id": None, **asked, **path}
+        filters = {"workspace_id": None, **asked, **path}
         of = hashlib.blake2s(orjson.dumps([self.statement, sorted(filters.items())]), digest_size=8).hexdigest()
         after = query.page
         if after is not None and not (after.of == of and _is_key(after.key, asked["sort"])):

@@ -43,7 +43,7 @@ class ListRuns(lists.Work):
     build_id: Text | None = Field(None, description="Those that are bound to this build.")
 
 
-RUNS = lists.Listing("run_page", ListRuns, RunSnapshot)
+RUNS = lists.Listing("run_page", "run", ListRuns, RunSnapshot)
 
 
 async def create(request: Request, query: Streamed, body: CreateRunBody) -> Any:

@@ -33,8 +33,8 @@ from service.work.package import digest, unpack
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
 FILE_NAME_MAX_BYTES = 200
-CONFIGS = lists.Listing("config_page", lists.Named, ConfigSnapshot)
-DOCUMENTS = lists.Listing("document_page", lists.Named, DocumentSnapshot)
+CONFIGS = lists.Listing("config_page", "config", lists.Named, ConfigSnapshot)
+DOCUMENTS = lists.Listing("document_page", "document", lists.Named, DocumentSnapshot)
 
 
 @dataclass(frozen=True, slots=True)

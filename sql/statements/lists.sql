@@ -4,8 +4,7 @@
 -- a mark that an index has.
 WITH matching AS NOT MATERIALIZED (
     SELECT r.* FROM runs r
-    WHERE (%(id)s::text IS NULL OR r.id = %(id)s)
-      AND (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
+    WHERE (%(workspace_id)s::text IS NULL OR r.workspace_id = %(workspace_id)s)
       AND (%(workspaces)s::text[] IS NULL OR r.workspace_id = ANY (%(workspaces)s))
       AND (%(config_id)s::text IS NULL OR r.config_id = %(config_id)s)
       AND (%(build_id)s::text IS NULL OR r.build_id = %(build_id)s)
@@ -57,8 +56,7 @@ ORDER BY r.nth;
 -- build_page: the same of builds.
 WITH matching AS NOT MATERIALIZED (
     SELECT b.* FROM builds b
-    WHERE (%(id)s::text IS NULL OR b.id = %(id)s)
-      AND (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
+    WHERE (%(workspace_id)s::text IS NULL OR b.workspace_id = %(workspace_id)s)
       AND (%(workspaces)s::text[] IS NULL OR b.workspace_id = ANY (%(workspaces)s))
       AND (%(config_id)s::text IS NULL OR b.config_id = %(config_id)s)
       AND (%(status)s::text[] IS NULL OR b.status = ANY(%(status)s))
@@ -106,8 +104,7 @@ ORDER BY b.nth;
 -- config_page: the same of configs, with the newest active build of what they hold now.
 WITH matching AS NOT MATERIALIZED (
     SELECT c.* FROM configs c
-    WHERE (%(id)s::text IS NULL OR c.id = %(id)s)
-      AND (%(workspace_id)s::text IS NULL OR c.workspace_id = %(workspace_id)s)
+    WHERE (%(workspace_id)s::text IS NULL OR c.workspace_id = %(workspace_id)s)
       AND (%(workspaces)s::text[] IS NULL OR c.workspace_id = ANY (%(workspaces)s))
       AND (%(q)s::text IS NULL OR starts_with(lower(c.id), lower(%(q)s)) OR strpos(lower(c.name), lower(%(q)s)) > 0)
 ), page AS (
@@ -135,8 +132,7 @@ ORDER BY c.nth;
 -- document_page: the same of documents.
 WITH matching AS NOT MATERIALIZED (
     SELECT d.* FROM documents d
-    WHERE (%(id)s::text IS NULL OR d.id = %(id)s)
-      AND (%(workspace_id)s::text IS NULL OR d.workspace_id = %(workspace_id)s)
+    WHERE (%(workspace_id)s::text IS NULL OR d.workspace_id = %(workspace_id)s)
       AND (%(workspaces)s::text[] IS NULL OR d.workspace_id = ANY (%(workspaces)s))
       AND (%(q)s::text IS NULL OR starts_with(lower(d.id), lower(%(q)s)) OR strpos(lower(d.name), lower(%(q)s)) > 0)
 ), page AS (
@@ -156,3 +152,50 @@ SELECT counted.total, d.id, d.workspace_id, d.name, d.size, d.sha256, d.media_ty
 FROM (SELECT CASE WHEN %(count)s THEN (SELECT count(*) FROM matching) END AS total) AS counted
 LEFT JOIN numbered d ON true
 ORDER BY d.nth;
+
+-- run: one run, as a list shows it.
+SELECT r.id, r.workspace_id, r.config_id, r.config_version, r.config_digest, r.build_id, r.status,
+       r.waiting_for, r.options, r.inputs, r.requested_by, r.attempt, r.worker_id, r.exit_code, r.error_message,
+       r.stop_reason, r.summary, r.result, r.duration_ms, r.lines, r.bytes, r.created_id,
+       extract(epoch FROM r.cancel_requested_at)::float8 AS cancel_requested_at,
+       extract(epoch FROM r.created_at)::float8 AS created_at, extract(epoch FROM r.started_at)::float8 AS started_at,
+       extract(epoch FROM r.finished_at)::float8 AS finished_at, extract(epoch FROM r.updated_at)::float8 AS updated_at,
+       l.holder AS processing_by, extract(epoch FROM l.expires_at)::float8 AS lease_expires_at,
+       extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
+       coalesce(s.ended_id, greatest(s.last_id, b.last_id)) AS last_event_id
+FROM runs r
+LEFT JOIN streams_with_last s ON s.stream = r.id
+LEFT JOIN streams_with_last b ON b.stream = r.build_id
+LEFT JOIN leases l ON l.stream = r.id AND l.holder IS NOT NULL
+WHERE r.id = %(id)s;
+
+-- build: one build, as a list shows it.
+SELECT b.id, b.workspace_id, b.config_id, b.config_version, b.status, b.reason, b.fingerprint, b.engine,
+       b.step, b.requested_by, b.attempt, b.worker_id, b.exit_code, b.error_message, b.stop_reason, b.summary,
+       b.packages, b.python, b.duration_ms, b.created_id,
+       extract(epoch FROM b.cancel_requested_at)::float8 AS cancel_requested_at,
+       extract(epoch FROM b.created_at)::float8 AS created_at, extract(epoch FROM b.started_at)::float8 AS started_at,
+       extract(epoch FROM b.finished_at)::float8 AS finished_at, extract(epoch FROM b.updated_at)::float8 AS updated_at,
+       l.holder AS processing_by, extract(epoch FROM l.expires_at)::float8 AS lease_expires_at,
+       extract(epoch FROM l.heartbeat_at)::float8 AS heartbeat_at,
+       s.last_id AS last_event_id
+FROM builds b
+LEFT JOIN streams_with_last s ON s.stream = b.id
+LEFT JOIN leases l ON l.stream = b.id AND l.holder IS NOT NULL
+WHERE b.id = %(id)s;
+
+-- config: one config, as a list shows it.
+SELECT c.id, c.workspace_id, c.name, c.version, c.digest, c.created_id,
+       extract(epoch FROM c.created_at)::float8 AS created_at, extract(epoch FROM c.updated_at)::float8 AS updated_at,
+       (SELECT b.id FROM builds b
+        JOIN config_versions v ON v.config_id = b.config_id AND v.version = b.config_version
+        WHERE b.config_id = c.id AND v.digest = c.digest  -- an earlier version may have had the same content
+          AND b.status = 'active' ORDER BY b.created_id DESC LIMIT 1) AS active_build_id
+FROM configs c
+WHERE c.id = %(id)s;
+
+-- document: one document, as a list shows it.
+SELECT d.id, d.workspace_id, d.name, d.size, d.sha256, d.media_type, d.created_id,
+       extract(epoch FROM d.created_at)::float8 AS created_at
+FROM documents d
+WHERE d.id = %(id)s;
