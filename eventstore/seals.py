@@ -11,6 +11,7 @@ one step to the next. ``docs/chain.md`` says which bytes are hashed, for those w
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -81,8 +82,10 @@ async def sealed(database: Database) -> Place:
 class Sealer:
     """Seals the log. Two at once do no harm: a seal names the one before it, and of two such one is refused."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, turns: AbstractAsyncContextManager[None] | None = None) -> None:
+        """``turns``: taken for each step, where others must not do theirs at the same time."""
         self._database = database
+        self._turns = turns or nullcontext()
         self._missing: int | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -94,8 +97,10 @@ class Sealer:
 
     async def catch_up(self) -> Place:
         """Seals everything that there is; how far the log is sealed then."""
-        while await self._step():
-            pass
+        more = True
+        while more:
+            async with self._turns:
+                more = await self._step()
         return await sealed(self._database)
 
     async def _step(self) -> bool:

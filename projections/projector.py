@@ -24,6 +24,8 @@ logger = logging.getLogger("ade.projector")
 ELECTION = "projector_lease"
 STEP_IDS = 20_000
 """Ids that one step of a table covers: a transaction of some 100 ms."""
+TURNS = 2
+"""Steps at a time: each keeps a process of the database busy, and in a flood whoever appends needs the other ones."""
 HOUSEKEEPING_S = 600.0
 DISK_PAUSE_S = 5.0
 
@@ -50,6 +52,7 @@ class Projector:
         self._leases = leases
         self._path_of = path_of
         self._also = also
+        self._turns = anyio.CapacityLimiter(TURNS)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Works while it is elected, waits for its turn otherwise; comes back after every outage."""
@@ -71,7 +74,7 @@ class Projector:
             async with anyio.create_task_group() as tasks:
                 for step in steps:
                     tasks.start_soon(self._follow, step)
-                tasks.start_soon(Sealer(self._database).run)
+                tasks.start_soon(Sealer(self._database, self._turns).run)
                 tasks.start_soon(self._keep_house)
                 await self._stay_elected(lease)
                 tasks.cancel_scope.cancel()
@@ -104,7 +107,8 @@ class Projector:
     async def _step_files(self, files: LogFiles) -> bool:
         """One page of the log files. A disk that refuses stops them alone: tables and seals go on."""
         try:
-            return await files.step()
+            async with self._turns:
+                return await files.step()
         except OSError as error:
             logger.error("log files wait: %s", error)  # noqa: TRY400 - it says which file, and what is wrong
             files.close()
@@ -113,7 +117,8 @@ class Projector:
 
     async def _step_table(self, name: str) -> bool:
         """Moves one table forward; whether there is more to do."""
-        row = await self._database.row("catch_up", projection=name, most=STEP_IDS)
+        async with self._turns:
+            row = await self._database.row("catch_up", projection=name, most=STEP_IDS)
         return row is not None and row["reached"] < row["head"]
 
     async def _keep_house(self) -> None:
