@@ -68,6 +68,12 @@ class MethodNotAllowed(Refusal):
     slug, status = "method-not-allowed", 405
 
 
+class TooSlow(Refusal):
+    """The body comes too slowly"""
+
+    slug, status = "too-slow", 408
+
+
 class BuildInProgress(Refusal):
     """A build is in progress"""
 

@@ -179,9 +179,9 @@ class Endpoint:
         if self.role is not Role.PUBLIC:  # those ask nothing of the database
             found |= {errors.TooBusy, errors.UnknownCaller, errors.RoleTooLow, errors.TooManyRequests}
         if self.body is not None:
-            found |= {errors.TooLarge, errors.WrongMediaType, errors.Invalid}
+            found |= {errors.TooLarge, errors.TooSlow, errors.WrongMediaType, errors.Invalid}
         if self.uploads:
-            found.add(errors.TooLarge)
+            found |= {errors.TooLarge, errors.TooSlow}
         if IDEMPOTENCY_KEY in self.takes:
             found.add(errors.KeyReuse)
         if RANGE in self.takes:

@@ -22,6 +22,7 @@ from service.api.streams import Form, Stream, Streamed, cursor, frame_of, wanted
 from service.errors import Malformed, UnknownThing
 from service.hub import Source
 
+EVENT, CONSOLE_LINE = "#/components/schemas/Event", "#/components/schemas/ConsoleLine"
 PAGE_LINES = 1_000
 WAIT_S = 30
 TYPES_CHARACTERS = 2_000
@@ -81,8 +82,8 @@ class EventPage(Shape):
     """A page of events."""
 
     object: Literal["list"] = "list"
-    data: list[Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/Event"})]] = Field(
-        description="The events; empty where there is nothing more now."
+    data: list[Annotated[dict[str, Any], WithJsonSchema({"anyOf": [{"$ref": EVENT}, {"$ref": CONSOLE_LINE}]})]] = Field(
+        description="The events, or `console.line`s; empty where there is nothing more now."
     )
     next_after_id: int = Field(
         description="The cursor for the next page. With a filter: the event up to which the log was examined, so read"

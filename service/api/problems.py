@@ -9,6 +9,7 @@ import pydantic
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from eventstore.errors import Unavailable
 from service import errors
@@ -47,6 +48,8 @@ def problem(refusal: Refusal) -> Response:
     headers = {}
     if refusal.status in {429, 503}:
         headers["Retry-After"] = str(refusal.facts.get("retry_after_s", RETRY_AFTER_S))
+    if refusal.status == 408:
+        headers["Connection"] = "close"  # what is left of the body is not waited for
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(document), refusal.status, headers, MEDIA_TYPE)
@@ -80,14 +83,20 @@ def invalid(error: pydantic.ValidationError) -> errors.Invalid:
     return errors.Invalid(f"{where}{first['message']}.", errors=found)
 
 
-async def handle(_request: Request, error: Exception) -> Response:
+async def handle(request: Request, error: Exception) -> Response:
     """The exception handler of the app, for all that is foreseen."""
     answer = problem(to_refusal(error))
-    if isinstance(error, HTTPException) and error.headers:
-        answer.headers.update(error.headers)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_methods(request))
     if isinstance(error, errors.RangeNotSatisfiable):
         answer.headers["Content-Range"] = f"bytes */{error.facts['size']}"
     return answer
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that the path of a request has. The router has looked no further than to the first of its routes."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in route.methods})
 
 
 async def handle_hang_up(_request: Request, _error: Exception) -> Response:

@@ -1,7 +1,10 @@
 """What a request says beside its query: its body, its idempotency, read strictly."""
 
+import time
+from collections.abc import AsyncIterator
 from typing import Any, Self, TypeVar
 
+import anyio
 import orjson
 import pydantic
 from starlette.requests import Request
@@ -9,11 +12,13 @@ from starlette.requests import Request
 from projections.tracing import parse
 from service import handler
 from service.api.deployment import Deployment
-from service.errors import Invalid, Malformed, TooLarge, WrongMediaType
+from service.errors import Invalid, Malformed, TooLarge, TooSlow, WrongMediaType
 from service.keys import Caller
 
 BODY_MAX_BYTES = 1 * 2**20
 """The largest JSON body; uploads have limits of their own."""
+BODY_S = 20.0
+"""What any body may take to come, and for each KiB of it that is here a second more."""
 KEY_MAX_CHARACTERS = 255
 
 
@@ -74,13 +79,26 @@ async def json_body(request: Request, model: type[Model]) -> Model:
 
 
 async def _limited(request: Request) -> bytes:
-    pieces, size = [], 0
-    async for piece in request.stream():
+    return b"".join([piece async for piece in pieces(request, BODY_MAX_BYTES, "JSON body")])
+
+
+async def pieces(request: Request, most_bytes: int, what: str) -> AsyncIterator[bytes]:
+    """The body of a request as it comes. Raises TooLarge, and TooSlow by the time that was spent on waiting for it:
+    what becomes of the pieces takes no time from the client."""
+    stream, size, left_s = request.stream(), 0, BODY_S
+    while True:
+        begun = time.monotonic()
+        with anyio.move_on_after(left_s) as patience:
+            piece = await anext(stream, None)
+        if patience.cancelled_caught:
+            raise TooSlow(f"A {what} may take {BODY_S:g} seconds, and one more for each KiB of it.")
+        if piece is None:
+            return
         size += len(piece)
-        if size > BODY_MAX_BYTES:
-            raise TooLarge(f"A JSON body may have {BODY_MAX_BYTES} bytes.", most_bytes=BODY_MAX_BYTES)
-        pieces.append(piece)
-    return b"".join(pieces)
+        if size > most_bytes:
+            raise TooLarge(f"A {what} may have {most_bytes} bytes.", most_bytes=most_bytes)
+        left_s += len(piece) / 1024 - (time.monotonic() - begun)
+        yield piece
 
 
 def idempotency(request: Request, scope: str, body: Any) -> handler.Request:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,13 +24,13 @@ from projections import events
 from service.api import answers, lists
 from service.api.deployment import Deployment
 from service.api.query import Query, wrong
-from service.api.request import deployment, idempotency
+from service.api.request import deployment, idempotency, pieces
 from service.api.snapshots import ConfigSnapshot, DocumentSnapshot, RegisteredConfig
 from service.errors import Malformed, TooLarge, UnknownThing, WrongMediaType
 from service.work.manifest import Manifest
 from service.work.package import digest, unpack
 
-CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+CONFIG_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
 FILE_NAME_MAX_BYTES = 200
 CONFIGS = lists.Listing("config_page", "config", lists.Named, ConfigSnapshot)
@@ -56,10 +56,8 @@ async def _received(request: Request, found: Deployment, most_bytes: int, what: 
     path, size, hashed = Path(name), 0, hashlib.sha256()
     try:
         async with await anyio.open_file(path, "wb") as opened:
-            async for piece in request.stream():
+            async for piece in pieces(request, most_bytes, what):
                 size += len(piece)
-                if size > most_bytes:
-                    raise TooLarge(f"A {what} may have {most_bytes} bytes.", most_bytes=most_bytes)
                 hashed.update(piece)
                 await opened.write(piece)
         yield _Upload(path, size, hashed.hexdigest())
@@ -68,7 +66,7 @@ async def _received(request: Request, found: Deployment, most_bytes: int, what: 
 
 
 def _config_name(name: str) -> str:
-    if not CONFIG_NAME.match(name):
+    if not re.fullmatch(CONFIG_NAME, name):
         raise wrong("may have letters, digits, `.`, `_` and `-`, and at most 100 of them")
     return name
 
@@ -82,7 +80,9 @@ def _file_name(name: str) -> str:
 class RegisterConfig(Query):
     """How the config is called."""
 
-    name: Annotated[str, AfterValidator(_config_name)] | None = Field(
+    name: (
+        Annotated[str, AfterValidator(_config_name), WithJsonSchema({"type": "string", "pattern": CONFIG_NAME})] | None
+    ) = Field(
         None,
         description="Letters, digits, `.`, `_` and `-`, at most 100. Without it, the name in the package's"
         " `pyproject.toml`.",

@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=BoundedHead,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
