@@ -1,4 +1,4 @@
-"""The head of a request ends, in size and in time, or the connection does."""
+"""Head and body of a request end, in size and in time, or the connection does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,10 +7,15 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route
 from uvicorn.server import ServerState
 
+from service.api import request
+from service.api.problems import HANDLERS
+from service.api.request import pieces
 from service.cli import bounded_head
 from service.cli.bounded_head import HEAD_MAX_BYTES, BoundedHead
 
@@ -20,13 +25,20 @@ PATIENCE_S = 10
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def size(asked: Request) -> PlainTextResponse:
     """Reads the whole body, then answers how long it was."""
-    size, more = 0, True
-    while more:
-        message = await receive()
-        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    await PlainTextResponse(str(size))(scope, receive, send)
+    return PlainTextResponse(str(sum([len(piece) async for piece in pieces(asked, 10**9, "body")])))
+
+
+async def unread(_asked: Request) -> PlainTextResponse:
+    """Answers without a look at the body."""
+    return PlainTextResponse("unread")
+
+
+app = Starlette(
+    routes=[Route("/", size, methods=["GET", "POST"]), Route("/unread", unread, methods=["POST"])],
+    exception_handlers=dict(HANDLERS),
+)
 
 
 @asynccontextmanager
@@ -92,3 +104,67 @@ async def test_a_body_has_its_own_time_and_size(monkeypatch: pytest.MonkeyPatch)
         await anyio.sleep(0.3)  # longer than a head may take
         await connection.send(b"b")
         assert (await everything(connection)).endswith(b"%d" % (len(body) + 1))
+
+
+POST = b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("drip", [b"", b"1\r\na\r\n"], ids=["silent", "dripping"])
+async def test_a_body_that_comes_too_slowly_is_408(size: bytes, drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a body, and a few bytes now and then: a problem document, and the end of the connection. Seen to wait
+    for as long as the client likes without a limit, and for as long as it drips with a limit for each piece."""
+    monkeypatch.setattr(request, "BODY_S", 0.2)
+    async with connected() as connection, anyio.create_task_group() as tasks:
+        await connection.send(POST % (b"/", size))
+
+        async def send() -> None:
+            while True:
+                await anyio.sleep(0.05)
+                await connection.send(drip)
+
+        if drip:
+            tasks.start_soon(send)
+        answer = await everything(connection)
+        tasks.cancel_scope.cancel()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/too-slow" in answer
+
+
+async def test_a_large_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes longer than any body may, at a rate that is quick enough."""
+    monkeypatch.setattr(request, "BODY_S", 0.2)
+    async with connected() as connection:
+        await connection.send(POST % (b"/", b"Connection: close\r\nContent-Length: 4096"))
+        for _ in range(4):
+            await connection.send(b"a" * 1024)
+            await anyio.sleep(0.1)
+        assert (await everything(connection)).endswith(b"\r\n\r\n4096")
+
+
+async def test_a_body_that_nobody_reads_ends_or_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was answered, and goes on without end. Seen to go on with uvicorn's own."""
+    monkeypatch.setattr(bounded_head, "UNREAD_S", 0.2)
+    async with connected() as connection:
+        await connection.send(POST % (b"/unread", b"Transfer-Encoding: chunked"))
+
+        async def drip() -> None:
+            while True:
+                await connection.send(b"1\r\na\r\n")
+                await anyio.sleep(0.01)
+
+        with pytest.raises(anyio.BrokenResourceError):
+            await drip()
+
+
+async def test_a_body_that_nobody_reads_and_that_ends_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection serves the next request, also later."""
+    monkeypatch.setattr(bounded_head, "UNREAD_S", 0.2)
+    async with connected() as connection:
+        await connection.send(POST % (b"/unread", b"Content-Length: 2"))
+        answer = await connection.receive()
+        await connection.send(b"{}")
+        await anyio.sleep(0.3)
+        await connection.send(POST % (b"/", b"Connection: close\r\nContent-Length: 0"))
+        assert answer.endswith(b"unread")
+        assert (await everything(connection)).endswith(b"\r\n\r\n0")

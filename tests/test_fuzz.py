@@ -54,7 +54,7 @@ class Impatient(HTTPAdapter):
         media_type = answer.headers.get("content-type", "").split(";")[0]
         if media_type in {engine.NDJSON, engine.SSE, "application/jsonl"}:
             answer.close()
-            answer._content, answer._content_consumed = b"", True
+            answer._content, answer._content_consumed = b"", True  # type: ignore[attr-defined]
         return answer
 
 
@@ -130,9 +130,7 @@ def test_the_service_does_what_it_says(fuzzed: Fuzzed, endpoint: Endpoint) -> No
             answers.add(answer.status_code)
             case.validate_response(answer, headers=fuzzed.headers, excluded_checks=not_checked(case, fuzzed))
 
-        if (
-            fuzzed.headers or LONG
-        ):  # the bounds of every parameter, with a key; that they are the same without, we believe
+        if fuzzed.headers or LONG:  # the bounds of each parameter; they are the same without keys
             generation = fuzzed.schema.config.generation_for(operation=operation)
             for case in fuzzed.schema.iter_coverage_cases(
                 operation, generation_modes=modes, generation_config=generation

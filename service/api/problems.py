@@ -20,6 +20,9 @@ logger = logging.getLogger("ade.api")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+ERRORS, PATH_CHARACTERS = 100, 200
+"""Of a body that does not fit so many fields are named, and so much of where each is: else the answer would be several
+times as large as the body."""
 
 _BY_STATUS: dict[int, type[Refusal]] = {
     400: errors.Malformed,
@@ -73,10 +76,10 @@ def to_refusal(error: Exception) -> Refusal:
 
 
 def invalid(error: pydantic.ValidationError) -> errors.Invalid:
-    """A body that does not fit its model, with the path of every field that is wrong."""
+    """A body that does not fit its model, with the path of every field that is wrong, up to a number of them."""
     found = [
-        {"path": ".".join(str(step) for step in item["loc"]), "message": item["msg"]}
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
+        {"path": ".".join(str(step) for step in item["loc"])[:PATH_CHARACTERS], "message": item["msg"]}
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:ERRORS]
     ]
     first = found[0]
     where = f"`{first['path']}`: " if first["path"] else ""
