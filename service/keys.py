@@ -7,6 +7,7 @@ speed, and every request would pay for the slowness. A session is a key that a b
 
 import hashlib
 import hmac
+import math
 import re
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -24,6 +25,13 @@ _ID = re.compile(r"key_[0-9A-HJKMNP-TV-Z]{26}\Z")
 _RANK = {role: rank for rank, role in enumerate(Role)}
 
 
+@dataclass(slots=True)
+class Streams:
+    """How many more streams may be open in this process, for all who come with the same key."""
+
+    left: float = math.inf
+
+
 @dataclass(slots=True, eq=False)
 class Caller:
     """Who asks: ``name`` is what ``requested_by`` will say, ``workspaces`` is None for all of them.
@@ -34,6 +42,7 @@ class Caller:
     name: str
     role: Role
     workspaces: frozenset[str] | None
+    streams: Streams = field(default_factory=Streams)
     over: bool = field(default=False, init=False)
     """Whether the key was revoked or has expired."""
 

@@ -17,7 +17,7 @@ from anyio.abc import TaskStatus
 from eventstore import Database
 from eventstore.errors import Unavailable
 from eventstore.tail import Hints
-from service.keys import EVERYWHERE, Caller, Key, SignedPath
+from service.keys import EVERYWHERE, Caller, Key, SignedPath, Streams
 from service.roles import Role
 from service.token_bucket import TokenBucket
 
@@ -41,15 +41,25 @@ class _Known:
 class KnownKeys:
     """Start :meth:`run` in a task group. ``on_end`` is called when a caller is over.
 
-    ``per_second`` and ``burst`` limit the requests of each key, its sessions and signed addresses included.
+    ``per_second`` and ``burst`` limit the requests of each key, ``streams`` its open streams, its sessions and signed
+    addresses included.
     """
 
     def __init__(
-        self, database: Database, hints: Hints, on_end: Callable[[], None], *, per_second: float, burst: int
+        self,
+        database: Database,
+        hints: Hints,
+        on_end: Callable[[], None],
+        *,
+        per_second: float,
+        burst: int,
+        streams: float = math.inf,
     ) -> None:
         self._database, self._hints, self._on_end = database, hints, on_end
         self._per_second, self._burst = per_second, burst
         self._buckets: dict[str, TokenBucket] = {}
+        self._most_streams = streams
+        self._streams: dict[str, Streams] = {}
         self._known: dict[str, _Known] = {}
         self._noted: dict[str, float] = {}
         self._lookups = anyio.CapacityLimiter(LOOKUPS)
@@ -85,7 +95,8 @@ class KnownKeys:
 
     def _met(self, row: dict[str, Any]) -> _Known:
         workspaces = None if EVERYWHERE in row["workspaces"] else frozenset(row["workspaces"])
-        caller = Caller(row["key_id"], Role(row["role"]), workspaces)
+        streams = self._streams.setdefault(row["key_id"], Streams(self._most_streams))
+        caller = Caller(row["key_id"], Role(row["role"]), workspaces, streams)
         dies_at = math.inf if row["left_s"] is None else time.monotonic() + row["left_s"]
         bucket = self._buckets.setdefault(row["key_id"], TokenBucket(self._per_second, self._burst))
         return _Known(caller, bytes(row["sha256"]), dies_at, bucket)

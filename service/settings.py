@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     auth: Literal["keys", "off"] = Field("off", description="Whether each request needs a key.")
     rate_requests_per_second: float = Field(100, gt=0, description="Requests of one key, to one API process.")
     rate_burst_requests: int = Field(200, ge=1, description="How many of these may come at once.")
+    key_streams: int = Field(1000, ge=1, description="Streams that one key may have open at one API process.")
     cors_origins: str | None = Field(None, description="Origins whose pages may use the API, with commas between.")
     engine_spec: str | None = Field(
         None, description="The engine of configs that name none: a requirement, a wheel or a local folder."

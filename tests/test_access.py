@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ Keys = dict[tuple[Role, str], Key]
 OWN, OTHER = engine.WORKSPACE, "elsewhere"
 SCOPES = {"own": [OWN], "other": [OTHER], "all": [EVERYWHERE]}
 ROLES: list[Role] = [role for role in Role if role is not Role.PUBLIC]
+KEY_STREAMS = 3
 PAGES_OF = "https://ok.example"
 ANY_VIEWER = NewKey(name="viewer", role="viewer", workspaces=[EVERYWHERE])
 ALLOWED = "passes"
@@ -50,7 +52,8 @@ UNKNOWN = "?nonsense=1"
 def open_to_all(server: Server) -> Iterator[Service]:
     """A service that listens everywhere, and asks for keys."""
     rate = {"ADE_RATE_REQUESTS_PER_SECOND": "10000", "ADE_RATE_BURST_REQUESTS": "10000"}
-    with own_service(server, ADE_AUTH="keys", ADE_HOST="0.0.0.0", ADE_CORS_ORIGINS=PAGES_OF, **rate) as running:
+    keys = {"ADE_AUTH": "keys", "ADE_KEY_STREAMS": str(KEY_STREAMS), **rate}
+    with own_service(server, ADE_HOST="0.0.0.0", ADE_CORS_ORIGINS=PAGES_OF, **keys) as running:
         yield running
 
 
@@ -394,6 +397,35 @@ def test_a_stream_ends_with_its_key(open_to_all: Service, things: Things, way: s
             admin.headers.update(by(make(open_to_all, "admin", [EVERYWHERE])))
             engine.told(admin.post(f"/runs/{run}/cancel"))
             engine.feed(admin, run)
+
+
+def test_a_key_has_so_many_streams(open_to_all: Service, things: Things) -> None:
+    """One more is told to come back: NDJSON by 429, before a run is created for it, and SSE by 200 and a time, which an
+    `EventSource` obeys. When one has ended there is room again; another key has its own. Seen to be served without the
+    limit."""
+    key, other = (make(open_to_all, "operator", [OWN]) for _ in range(2))
+    with open_to_all.http as http, ExitStack() as opened:
+
+        def follow(by_key: Key, form: str) -> httpx.Response:
+            headers = {**by(by_key), "Accept": form}
+            return opened.enter_context(http.stream("GET", "/events", params={"stream": "true"}, headers=headers))
+
+        streams = [follow(key, engine.SSE) for _ in range(KEY_STREAMS)]
+        for stream in streams:
+            next(stream.iter_raw())
+        refused = follow(key, engine.NDJSON)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        answer = http.post(f"/configs/{things.config}/runs", json={"stream": True}, headers=by(key))
+        assert answer.status_code == 429
+        later = follow(key, engine.SSE)
+        assert later.status_code == 200
+        assert re.fullmatch(rb"retry: \d+\n\n", later.read())
+        assert follow(other, engine.NDJSON).status_code == 200
+        streams[0].close()
+        deadline = time.monotonic() + engine.PATIENCE_S  # a hang-up is noticed within seconds
+        while follow(key, engine.NDJSON).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 async def test_a_key_that_asks_too_often_is_told_when_to_come_back(store: Store) -> None:

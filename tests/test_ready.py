@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from eventstore import Database
+from eventstore.errors import Unavailable
 from eventstore.tail import LOG, Hints
 from service.api import system
 from service.api.deployment import Deployment
@@ -58,6 +59,14 @@ async def test_a_database_that_is_away(deployment: Deployment, tmp_path_factory:
         with anyio.fail_after(system.DATABASE_TIMEOUT_S + 2):
             said = await reasons(dataclasses.replace(deployment, database=away))
     assert said == ["the database has not answered for 2 seconds", "the server is stopping"]
+
+
+@pytest.mark.parametrize("anybody", [True, False])
+async def test_why_the_database_is_away_is_not_for_everybody(anybody: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """With keys on, `/ready` needs none: the host and the account that the driver names stand in the log only."""
+    said = system.unreachable(Unavailable(reason="host db-1, user ade"), anybody=anybody)
+    assert ("db-1" in said) is anybody
+    assert "db-1" in caplog.text
 
 
 async def test_migrations_that_are_pending(deployment: Deployment) -> None:

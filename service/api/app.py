@@ -48,7 +48,8 @@ def create_app(settings: Settings, url: str) -> Starlette:
             keys = None
             if settings.auth == "keys":
                 per_second, burst = settings.rate_requests_per_second, settings.rate_burst_requests
-                keys = KnownKeys(database, hints, hub.wake, per_second=per_second, burst=burst)
+                most = settings.key_streams
+                keys = KnownKeys(database, hints, hub.wake, per_second=per_second, burst=burst, streams=most)
                 await tasks.start(keys.run)
             handler = Handler(database, log, appender, files, settings, await python_version(settings.python))
             gate = Gate(database, keys)

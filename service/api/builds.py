@@ -14,7 +14,7 @@ from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.runs import CancelBody
 from service.api.snapshots import BuildSnapshot, BuildStatus
-from service.api.streams import Streamed
+from service.api.streams import Streamed, check_room
 from service.errors import UnknownThing
 
 
@@ -46,7 +46,8 @@ async def ensure(request: Request, query: Streamed, body: EnsureBuildBody) -> An
     config = await found.handler.config(config_id)
     if config.workspace_id != request.path_params["ws"]:
         raise UnknownThing(f"There is no config {config_id} in this workspace.")
-    streamed = body.stream or query.stream
+    if streamed := body.stream or query.stream:
+        check_room(caller(request))
     options = body.options.model_copy(update={"wait": True}) if streamed else body.options
     created = await found.handler.ensure_build(config_id, options, idempotency(request, config_id, body.sent))
     if streamed:

@@ -18,8 +18,8 @@ from service.api.deployment import Deployment
 from service.api.query import FOREVER, Cursor, Flag, Text, Whole, wrong
 from service.api.request import caller, deployment, own
 from service.api.shape import Shape
-from service.api.streams import Form, Stream, Streamed, cursor, frame_of, wanted_form
-from service.errors import Malformed, UnknownThing
+from service.api.streams import Form, Stream, Streamed, check_room, cursor, frame_of, wanted_form
+from service.errors import Malformed, TooManyRequests, UnknownThing
 from service.hub import Source
 
 EVENT, CONSOLE_LINE = "#/components/schemas/Event", "#/components/schemas/ConsoleLine"
@@ -122,8 +122,14 @@ async def _answer(request: Request, query: EventsQuery, found: Deployment, sourc
     ended_id = source.ended_id if isinstance(source, Feed) else None
     if form is Form.SSE and ended_id is not None and after >= ended_id:
         return Response(status_code=204)  # this, and only this, stops a browser's EventSource from coming back
-    frame = frame_of(query, form)
-    return Stream(found.hub, source, after, form, frame, found.log_id, caller(request), follow=follow)
+    frame, by = frame_of(query, form), caller(request)
+    try:
+        check_room(by)
+    except TooManyRequests:
+        if form is not Form.SSE:
+            raise
+        return Response(frame.drained(), headers={"ADE-Log-Id": found.log_id}, media_type=form.value)
+    return Stream(found.hub, source, after, form, frame, found.log_id, by, follow=follow)
 
 
 async def _page(request: Request, query: EventsQuery, found: Deployment, source: Source, after: int) -> Response:

@@ -14,7 +14,7 @@ from service.api.deployment import Deployment
 from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
-from service.api.streams import Streamed
+from service.api.streams import Streamed, check_room
 from service.errors import AlreadyEnded, UnknownThing
 from service.keys import Caller
 
@@ -55,9 +55,11 @@ async def create(request: Request, query: Streamed, body: CreateRunBody) -> Any:
     the answer is the run's stream from its first event: NDJSON, or SSE where `Accept` names it.
     """
     found = deployment(request)
-    config_id = request.path_params["config"]
+    config_id, streamed = request.path_params["config"], body.stream or query.stream
+    if streamed:
+        check_room(caller(request))  # before anything is created that nobody would hear of
     created = await found.handler.create_run(config_id, body.options, idempotency(request, config_id, body.sent))
-    if body.stream or query.stream:
+    if streamed:
         on_hang_up = _cancel_later(found, created.id, caller(request)) if body.options.cancel_on_disconnect else None
         return await feeds.stream_of(found, request, query, created.id, on_hang_up=on_hang_up)
     snapshot = await _as_of(found, created.id, created.upto)

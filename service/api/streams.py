@@ -22,7 +22,7 @@ from service import metrics
 from service.api.console_lines import as_console
 from service.api.headers import with_added
 from service.api.query import Cursor, Flag, Query
-from service.errors import CursorAhead, CursorGone, Malformed, OtherLog
+from service.errors import CursorAhead, CursorGone, Malformed, OtherLog, TooManyRequests
 from service.hub import Frame as LinesFrame
 from service.hub import Hub, Source, Viewer
 from service.keys import Caller
@@ -175,6 +175,12 @@ async def cursor(request: Request, query: Cursor, log: Log, log_id: str, form: F
     return after
 
 
+def check_room(caller: Caller) -> None:
+    """Raises TooManyRequests where as many streams are open as may be with the caller's key."""
+    if caller.streams.left < 1:
+        raise TooManyRequests("This key has too many streams open.", retry_after_s=RETRY_MS[1] // 1000)
+
+
 def headers(log_id: str, media_type: str) -> list[tuple[bytes, bytes]]:
     """The headers of every stream."""
     return [
@@ -234,10 +240,12 @@ class Stream:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         del headers
         metrics.STREAMS.inc()
+        self._caller.streams.left -= 1
         try:
             with self._hub.view(self._source, self._after, self._caller) as viewer:
                 gone = await self._serve(viewer, receive, send)
         finally:
+            self._caller.streams.left += 1
             metrics.STREAMS.dec()
         if gone and self._on_hang_up is not None:
             await self._on_hang_up()

@@ -1,5 +1,6 @@
 """The service itself: health, readiness, the log's head, workspaces, workers, safe mode."""
 
+import logging
 import shutil
 import time
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from service.api.deployment import Deployment
 from service.api.request import Body, caller, deployment, own
 from service.api.shape import Moment, Seconds, Shape
 from service.api.snapshots import List
+
+logger = logging.getLogger("ade.ready")
 
 HEARTBEAT_S = 5.0
 """A tail that has not looked for this long is not tailing."""
@@ -140,7 +143,7 @@ async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]
     except TimeoutError:
         reasons.append(f"the database has not answered for {DATABASE_TIMEOUT_S:g} seconds")
     except Unavailable as away:
-        reasons.append(f"the database cannot be reached: {away.facts.get('reason')}")
+        reasons.append(unreachable(away, anybody=found.gate.keys is None))
     if time.monotonic() - found.hub.heartbeat > HEARTBEAT_S:
         reasons.append("the tail of the log has stopped looking")
     disk = await anyio.to_thread.run_sync(shutil.disk_usage, found.settings.data)
@@ -149,6 +152,12 @@ async def _reasons(found: Deployment) -> tuple[list[str], dict[str, Any] | None]
     if found.hub.draining:
         reasons.append("the server is stopping")
     return reasons, unsealed
+
+
+def unreachable(away: Unavailable, *, anybody: bool) -> str:
+    """That the database is away; why, only where ``anybody`` may do all: it may name hosts and accounts."""
+    logger.warning("not ready: the database cannot be reached: %s", away.facts.get("reason"))
+    return "the database cannot be reached" + (f": {away.facts.get('reason')}" if anybody else "; the log says why")
 
 
 async def head(request: Request) -> Response:
