@@ -219,10 +219,23 @@ $("door").addEventListener("submit", async (submit) => {
   $("door").close();
   list();
   chosen();
+  mayLeave();
 });
+$("leave").addEventListener("click", async () => {
+  await fetch(`${API}/session`, { method: "DELETE" });
+  location.reload(); // nothing that the key has shown stays on the page
+});
+async function mayLeave() {
+  try {
+    $("leave").hidden = (await ask("/session")).key_id === "anonymous"; // where nobody needs a key there is no session
+  } catch (error) {
+    say(error.message);
+  }
+}
 const chosen = () => {
   if (/^#run_\w+$/.test(location.hash)) show(location.hash.slice(1));
 };
 addEventListener("hashchange", chosen);
 chosen();
+mayLeave();
 keepListing();
