@@ -110,13 +110,21 @@ POST = b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n"
 
 
 @pytest.mark.parametrize("size", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
-@pytest.mark.parametrize("drip", [b"", b"1\r\na\r\n"], ids=["silent", "dripping"])
-async def test_a_body_that_comes_too_slowly_is_408(size: bytes, drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("burst", "drip"),
+    [(0, b""), (0, b"1\r\na\r\n"), (0xFFFF, b"")],
+    ids=["silent", "dripping", "silent after much"],
+)
+async def test_a_body_that_comes_too_slowly_is_408(
+    size: bytes, burst: int, drip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of a body, and a few bytes now and then: a problem document, and the end of the connection. Seen to wait
     for as long as the client likes without a limit, and for as long as it drips with a limit for each piece."""
     monkeypatch.setattr(request, "BODY_S", 0.2)
     async with connected() as connection, anyio.create_task_group() as tasks:
         await connection.send(POST % (b"/", size))
+        if burst:
+            await connection.send(b"%x\r\n%b\r\n" % (burst, b"a" * burst))
 
         async def send() -> None:
             while True:

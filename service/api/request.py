@@ -18,7 +18,8 @@ from service.keys import Caller
 BODY_MAX_BYTES = 1 * 2**20
 """The largest JSON body; uploads have limits of their own."""
 BODY_S = 20.0
-"""What any body may take to come, and for each KiB of it that is here a second more."""
+"""How long a body may be waited for without a pause; each KiB that comes gives a second back. So it may pause for this
+long, and not be slower than a KiB a second."""
 KEY_MAX_CHARACTERS = 255
 
 
@@ -91,13 +92,13 @@ async def pieces(request: Request, most_bytes: int, what: str) -> AsyncIterator[
         with anyio.move_on_after(left_s) as patience:
             piece = await anext(stream, None)
         if patience.cancelled_caught:
-            raise TooSlow(f"A {what} may take {BODY_S:g} seconds, and one more for each KiB of it.")
+            raise TooSlow(f"A {what} must come at 1 KiB a second, and may not pause for {BODY_S:g} seconds.")
         if piece is None:
             return
         size += len(piece)
         if size > most_bytes:
             raise TooLarge(f"A {what} may have {most_bytes} bytes.", most_bytes=most_bytes)
-        left_s += len(piece) / 1024 - (time.monotonic() - begun)
+        left_s = min(BODY_S, left_s + len(piece) / 1024 - (time.monotonic() - begun))
         yield piece
 
 
