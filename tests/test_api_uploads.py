@@ -211,6 +211,20 @@ def test_a_document_has_a_plain_file_name(http: httpx.Client, name: str) -> None
     assert (answer.status_code, answer.json()["parameter"]) == (400, "name")
 
 
+def test_a_config_by_another_name_is_another_request(http: httpx.Client) -> None:
+    """The same package with the same Idempotency-Key: the same config by the same name, else 422. Seen to be 500."""
+    package, headers = engine.pack(engine.package("twice")), {"Idempotency-Key": "config-once"}
+    headers["Content-Type"] = "application/gzip"
+
+    def register(**name: str) -> httpx.Response:
+        return http.post(CONFIGS, params=name, content=package, headers=headers)
+
+    first = engine.told(register(name="once"))
+    assert engine.told(register(name="once")) == first
+    for other in (register(name="twice"), register()):
+        assert other.json()["type"] == "/problems/idempotency-key-reused"
+
+
 def test_the_same_document_twice_is_stored_once(http: httpx.Client) -> None:
     """With the same Idempotency-Key it is one document, with another body 422; without a key two of one content."""
     key = {"Idempotency-Key": "document-once"}

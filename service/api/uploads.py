@@ -110,7 +110,7 @@ async def register_config(request: Request, query: RegisterConfig) -> Response:
         raise WrongMediaType("Send the package as application/gzip (tar) or application/zip.", media_type=media_type)
     async with _received(request, found, found.settings.config_max_bytes, "config package") as upload:
         manifest, content = await anyio.to_thread.run_sync(_take_in, found, upload.path)
-    asked = idempotency(request, workspace, content)
+    asked = idempotency(request, workspace, content if query.name is None else [query.name, content])
     created = await found.handler.register_config(workspace, query.name or manifest.name, content, asked)
     row = await CONFIGS.one(found.database, created.id)
     document = RegisteredConfig.of({**(row or {}), "outcome": created.how})
