@@ -245,6 +245,11 @@ def test_logs_are_the_lines_with_a_message(http: httpx.Client, config: str) -> N
 # Lists
 
 
+def test_the_runs_of_a_config_that_is_not_there(http: httpx.Client) -> None:
+    """Are no empty list."""
+    assert http.get("/configs/config_nothing/runs").status_code == 404
+
+
 def test_lists_are_newest_first_and_obey_their_filters(http: httpx.Client, config: str) -> None:
     """By config, workspace, build, status, time and text; all of them together too."""
     other = engine.register(http, engine.files_of(engine.ENGINES / "actor"), workspace="lists")["id"]

@@ -112,7 +112,10 @@ async def listing(request: Request, query: ListRuns) -> Response:
 
 async def of_config(request: Request, query: ListRuns) -> Response:
     """List the runs of a config."""
-    return await RUNS.answer(request, query, config_id=request.path_params["config"])
+    config_id = request.path_params["config"]
+    if await deployment(request).database.row("config", id=config_id) is None:
+        raise UnknownThing(f"There is no config {config_id}.")
+    return await RUNS.answer(request, query, config_id=config_id)
 
 
 async def of_workspace(request: Request, query: ListRuns) -> Response:
