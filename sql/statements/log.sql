@@ -34,20 +34,9 @@ SELECT count(*) AS lines, coalesce(max(id), %(after)s) AS last_id,
        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
 FROM page JOIN moment USING (recorded_at);
 
--- read_feed: one page of a stream, and of a second one beside it, after a cursor; otherwise as read_log.
-WITH page AS MATERIALIZED (
-    SELECT e.* FROM page_ranges_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s) AS r
-    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
-), moment AS MATERIALIZED (
-    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
-)
-SELECT count(id) AS lines, coalesce(max(id), %(after)s) AS last_id,
-       coalesce(coalesce(max(id), %(after)s) < least(%(upto)s, max(ended_id), max(newest)) AND max(newest) > 0, false) AS more,
-       coalesce(coalesce(max(id), %(after)s) >= max(ended_id), false) AS ended,
-       convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8') AS ndjson
-FROM (SELECT s.ended_id, greatest(s.last_id, b.last_id) AS newest
-      FROM streams_with_last s LEFT JOIN streams_with_last b ON b.stream = %(beside)s WHERE s.stream = %(stream)s) AS feed
-LEFT JOIN (page JOIN moment USING (recorded_at)) ON true;
+-- read_feed: one page of a feed after a cursor; see read_feed_v1.
+SELECT lines, last_id, more, ended, ndjson
+FROM read_feed_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s);
 
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
 -- moment.
