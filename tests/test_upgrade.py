@@ -82,7 +82,7 @@ async def test_the_log_is_the_same_under_the_next_version(data: Path) -> None:
     assert "--remove-old" in said
     assert not making.exists()
     with EmbeddedServer.open(postgres) as server:
-        assert server.notice is None
+        assert "ade db upgrade" not in (server.notice or "")  # it may say where a private home made it lie
         with psycopg.connect(server.url) as connection:
             assert connection.info.server_version // 10_000 == NEWEST
         assert await lines(server.url) == before
