@@ -22,7 +22,7 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 SLOTS = 2
 """``ADE_MAX_CONCURRENCY``, as it is by default."""
-PATIENCE_S = 30
+PATIENCE_S = 60
 """How long a test waits for one thing to happen, on a machine that does others too."""
 
 HEAD = """

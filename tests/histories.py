@@ -130,7 +130,7 @@ async def until_blocked(url: str, statement: str = "%") -> dict[str, Any]:
     """Waits until somebody waits for a lock in this database, in such a statement; who, and since when."""
     query = """SELECT pid, query, query_start FROM pg_stat_activity
                WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s"""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while True:
             if found := rows(url, query, statement):
                 return found[0]

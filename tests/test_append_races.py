@@ -26,7 +26,7 @@ opened = asynccontextmanager(open_store)
 NAIVE = Path(__file__).parent / "naive"
 LINE = NewEvent("job.line", b"{}", bulk=True)
 CANCEL = NewEvent("job.cancel_requested", b"{}")
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 Act = Callable[[Connection], Awaitable[object]]
 """What one of two sessions does."""

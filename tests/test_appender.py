@@ -38,7 +38,7 @@ def ask(store: Store, question: LiteralString) -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for what must happen, and fails if it does not."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - a database sends no event for what it waits for
             await anyio.sleep(0.002)
 
@@ -249,5 +249,5 @@ async def test_the_last_append_is_hinted_though_its_appender_stops(url: str) -> 
         async for store in open_store(url):
             for _ in range(2):  # the second comes while hints keep their distance from the first one's
                 await store.appender.append(to("job_1", LINE))
-        heard = [notify async for notify in listening.notifies(timeout=10, stop_after=2)]
+        heard = [notify async for notify in listening.notifies(timeout=60, stop_after=2)]
     assert len(heard) == 2

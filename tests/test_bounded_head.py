@@ -21,7 +21,7 @@ from service.cli.bounded_head import HEAD_MAX_BYTES, BoundedHead
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -79,17 +79,11 @@ async def test_a_head_is_given_up_at_its_size(line: bytes) -> None:
             async def flood() -> None:
                 nonlocal sent
                 while True:
-                    try:
-                        await connection.send(line)
-                    except anyio.BrokenResourceError:
-                        return
+                    await connection.send(line)
                     sent += len(line)
 
             tasks.start_soon(flood)
-            try:
-                answer = await everything(connection)
-            except anyio.BrokenResourceError:
-                answer = b"400 Bad Request"  # the answer was lost with the connection, which is what counts
+            answer = await everything(connection)
             tasks.cancel_scope.cancel()
         assert b"400 Bad Request" in answer
         assert sent >= HEAD_MAX_BYTES - 2000
@@ -128,7 +122,7 @@ async def test_a_body_that_comes_too_slowly_is_408(
 
         async def send() -> None:
             while True:
-                await anyio.sleep(0.05)
+                await anyio.sleep(0.05)  # a client that is slow
                 await connection.send(drip)
 
         if drip:
@@ -146,7 +140,7 @@ async def test_a_large_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> No
         await connection.send(POST % (b"/", b"Connection: close\r\nContent-Length: 4096"))
         for _ in range(4):
             await connection.send(b"a" * 1024)
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.1)  # a client that is slow
         assert (await everything(connection)).endswith(b"\r\n\r\n4096")
 
 
@@ -159,7 +153,7 @@ async def test_a_body_that_nobody_reads_ends_or_the_connection_does(monkeypatch:
         async def drip() -> None:
             while True:
                 await connection.send(b"1\r\na\r\n")
-                await anyio.sleep(0.01)
+                await anyio.sleep(0.01)  # a client that is slow
 
         with pytest.raises(anyio.BrokenResourceError):
             await drip()
@@ -172,7 +166,17 @@ async def test_a_body_that_nobody_reads_and_that_ends_costs_nothing(monkeypatch:
         await connection.send(POST % (b"/unread", b"Content-Length: 2"))
         answer = await connection.receive()
         await connection.send(b"{}")
-        await anyio.sleep(0.3)
+        await anyio.sleep(0.3)  # longer than a body may be unread
         await connection.send(POST % (b"/", b"Connection: close\r\nContent-Length: 0"))
         assert answer.endswith(b"unread")
         assert (await everything(connection)).endswith(b"\r\n\r\n0")
+
+
+async def test_an_answer_reaches_a_client_that_goes_on_sending() -> None:
+    """Though it is the last one of its connection. Seen to be lost in a reset when it was closed at once."""
+    async with connected() as connection:
+        await connection.send(POST % (b"/unread", b"Connection: close\r\nTransfer-Encoding: chunked"))
+        for _ in range(20):
+            await connection.send(b"1\r\na\r\n")
+            await anyio.sleep(0.01)  # a client that is slow
+        assert (await everything(connection)).endswith(b"unread")

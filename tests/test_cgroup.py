@@ -142,7 +142,7 @@ async def test_limits_are_of_all_processes(
     mark: dict[str, str], limits: dict[str, int], code: str, exceeded: str | None
 ) -> None:
     """Of which none is beyond it by itself. Seen to fail where each process is limited, or they are counted."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with running(python(code, mark, **limits)) as process:
             await read_all(process)
             ended = await process.wait()

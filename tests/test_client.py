@@ -277,7 +277,7 @@ async def test_it_ends_where_the_end_lies_behind_the_cursor() -> None:
     """A stream without events and a snapshot that has ended are the end, not a reason to come back for ever."""
     torn = Torn()
     async with served(torn) as http:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             assert await collect(http, Consumer(RUN, STREAM_ENDS)) == []
     assert len(torn.asked) == 1
 

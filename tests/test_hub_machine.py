@@ -42,7 +42,7 @@ from tests.checker import History, Told
 from tests.conftest import Server, Store, open_store
 from tests.histories import WORKSPACE, build_created, line, run_created
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60
 LOOK_LINES = 4
 """Lines of a feed that one look of the hub brings; ring and pages are small too, so that all of them overflow."""
 

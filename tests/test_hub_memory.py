@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 RUN = "run_1"
 FEED = Feed(RUN, None, 1, None)
-PATIENCE_S = 30
+PATIENCE_S = 60
 WARM, VIEWERS = 100, 1_000
 VIEWER_BYTES = 8_000
 """Of a viewer that waits, with the task in which it does."""

@@ -105,7 +105,7 @@ class Ends:
         self._event.set()
 
     async def __call__(self) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await self._event.wait()
         self._event = anyio.Event()
 
@@ -242,7 +242,7 @@ async def test_the_last_use_is_written_down(store: Store) -> None:
     key = await key_records.make(store.database, NIGHTLY, "tester")
     async with node(store) as (known, _):
         assert await known.bearer(key) is not None
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while (await key_records.listed(store.database))[0]["last_used_at"] is None:  # noqa: ASYNC110 - a row, no task
                 await anyio.sleep(0.02)
         before = (await key_records.listed(store.database))[0]["last_used_at"]

@@ -253,7 +253,7 @@ def projector(url: str, folder: Path, name: str) -> Iterator[subprocess.Popen[by
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while True:
             if true():
                 return

@@ -31,7 +31,7 @@ ALERTS = DOCS / "deploy" / "alerts.yml"
 
 
 def families(service: Service) -> dict[str, Any]:
-    answer = httpx.get(f"{service.url}/metrics", timeout=30)
+    answer = httpx.get(f"{service.url}/metrics", timeout=60)
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return {family.name: family for family in text_string_to_metric_families(answer.text)}
 

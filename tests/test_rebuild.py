@@ -188,7 +188,7 @@ async def test_a_reader_of_the_live_table_makes_a_rebuild_wait(store: Store, url
     ):
         await reader.execute("SELECT * FROM runs")
         tasks.start_soon(go)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(tries) < 2:
                 tries.add((await until_blocked(url, "%rebuild_swap%"))["query_start"])
             await tell(store, "run_new", run_created())

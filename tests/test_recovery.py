@@ -23,7 +23,8 @@ from tests.test_serve import paused, without_worker
 from tests.test_worker_kills import worker
 
 LEASE_S = 2
-NOTICED_S = LEASE_S + 5
+NOTICED_S = LEASE_S + 15
+"""The lease and 5 s, and what a machine that does more may take."""
 SETTINGS = {
     "ADE_LEASE_SECONDS": str(LEASE_S),
     "ADE_DRAIN_SECONDS": "1",
@@ -148,7 +149,7 @@ def test_a_lost_run_is_ended_though_every_slot_is_taken(service: Service, http: 
     with worker(service):
         busy, _ = begun(http)
         ended = engine.wait_for_event(http, lost, engine.is_type("run.completed"))
-        assert time.monotonic() - at < NOTICED_S + 3
+        assert time.monotonic() - at < NOTICED_S
         assert engine.told(http.get(f"/runs/{busy}"))["status"] == "running"
         engine.told(http.post(f"/runs/{busy}/cancel"))
         engine.feed(http, busy)
@@ -240,11 +241,14 @@ def test_a_database_that_is_away_for_longer_than_a_lease_kills_no_run(outage: tu
     engines are paused at their pipes meanwhile, and lose no line."""
     service, server = outage
     count = 3000
-    script = f"print('pid', os.getpid())\nfor n in range({count}): print(n); time.sleep(.002)"
-    with service.http as http:
+    with service.http as http, engine.gate(service) as gate:
         engine.build(http, engine.actor(http))
+        script = (
+            f"print('pid', os.getpid()); wait_for({str(gate)!r})\nfor n in range({count}): print(n); time.sleep(.002)"
+        )
         with worker(service):
             runs = [begun(http, script)[0] for _ in "12"]
+            gate.touch()
             server.stop(signal.SIGINT)
             time.sleep(LEASE_S * 2)  # the fault itself
             server.start()

@@ -477,7 +477,7 @@ async def test_a_running_service_serves_the_redacted_line(service: Service) -> N
             messages = [entry["message"] for entry in http.get(f"/runs/{run}/logs").json()["entries"]]
             assert messages == ["done"]
         async with httpx.AsyncClient(base_url=service.url) as client:
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while (await client.get("/ready")).json()["unsealed"]["events"]:  # noqa: ASYNC110
                     await anyio.sleep(0.05)  # the projector process seals within a second
         assert (await verify(store.database)).count == 0

@@ -104,7 +104,7 @@ def test_a_timeout_counts_from_the_start_and_ends_the_engine(http: httpx.Client,
     run, events = engine.run(http, config, script, timeout_s=1)
     assert (run["status"], run["stop_reason"], run["exit_code"]) == ("failed", "timeout", 0)
     assert run["error_message"] == "It ran longer than 1 s and was stopped."
-    assert 900 <= run["duration_ms"] < 5000
+    assert 900 <= run["duration_ms"] < 20_000
     assert [event["message"] for event in events if event["type"] == "run.log"] == ["bye"]
 
 
@@ -156,7 +156,7 @@ def test_an_engine_that_ignores_sigterm_is_killed_with_all_that_it_started(http:
     assert (signaled["signal"], signaled["survivors"]) == ("SIGKILL", 0)
     assert (events[-1]["status"], events[-1]["exit_code"]) == ("canceled", None)
     assert living(*pids) == []
-    assert 2 <= took < 6, "ADE_CANCEL_GRACE_SECONDS is 2"
+    assert 2 <= took < 20, "ADE_CANCEL_GRACE_SECONDS is 2"
 
 
 def test_a_run_that_has_ended_cannot_be_canceled(http: httpx.Client, config: str) -> None:
@@ -205,7 +205,7 @@ def test_a_client_that_hangs_up_cancels_only_what_it_wanted_canceled(http: httpx
     ended = events_of(http, ids[0])
     assert types_of(ended)[-1] == "run.completed"
     assert ended[-1]["status"] == "canceled"
-    assert 4 < took < 15
+    assert 4 < took < 30
     assert engine.told(http.get(f"/runs/{ids[1]}"))["status"] == "running"
     cancel(http, ids[1])
     assert events_of(http, ids[1])[-1]["status"] == "canceled"
@@ -332,7 +332,7 @@ def test_a_flood_of_lines_does_not_delay_a_cancel(http: httpx.Client, config: st
     cancel(http, run_id)
     asked = time.monotonic()
     engine.eventually(lambda: engine.told(http.get(f"/runs/{run_id}"))["finished"], "the flooding run ends")
-    assert time.monotonic() - asked < 2 + 4, "ADE_CANCEL_GRACE_SECONDS is 2"
+    assert time.monotonic() - asked < 2 + 18, "ADE_CANCEL_GRACE_SECONDS is 2"
     run = engine.told(http.get(f"/runs/{run_id}"))
     assert (run["status"], run["stop_reason"]) == ("canceled", "canceled")
     last = engine.told(http.get(f"/runs/{run_id}/logs", params={"tail": 1}))["entries"][0]

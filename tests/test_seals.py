@@ -124,12 +124,12 @@ async def test_two_who_seal_at_once_leave_one_chain(server: Server, guarded: boo
 async def test_sealing_takes_no_lock_and_appending_waits_for_no_seal(store: Store, url: str) -> None:
     """It seals while somebody holds the log; and while it is in the middle of a seal, appends land."""
     await append(store, 5)
-    with psycopg.connect(url) as holder, anyio.fail_after(30):
+    with psycopg.connect(url) as holder, anyio.fail_after(60):
         holder.execute("SELECT pg_advisory_xact_lock(4702111234474983745)")
         assert (await Sealer(store.database).catch_up()).id == 5
     async with await connect(url) as sealer, transaction(sealer):
         await call(sealer, "seal", upto=6, after=5, chain_hash=GENESIS, marks=bytes(8))
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await append(store, 1)
     holding = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     assert rows(url, f"{holding} AND (backend_xmin IS NOT NULL OR state <> 'idle')") == []
@@ -152,7 +152,7 @@ async def test_sealing_stops_at_a_gap_and_says_so_once(
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not true():  # noqa: ASYNC110 - nothing tells
             await anyio.sleep(0.005)  # a process has no other way to say so than by what it did
 

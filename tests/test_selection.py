@@ -26,7 +26,7 @@ from tests.test_stream_app import Connection
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 STARTED = Selection(("run.started",), control=True)
 ENGINE = Selection(("engine.*",))
 SELECTIONS = [

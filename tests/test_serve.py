@@ -142,7 +142,7 @@ def test_a_killed_worker_loses_its_run_and_nothing_else(fragile: Service, http: 
     engine.eventually(lambda: not lives(pid), "the engine of the killed worker is gone")
     waiting = engine.start(http, engine.actor(http), "print('hello')")["id"]
     own = check_history(fragile, http, run_id)
-    assert time.monotonic() - killed < LEASE_S + 8
+    assert time.monotonic() - killed < LEASE_S + 20
     assert [event["type"] for event in own[-2:]] == ["run.lost", "run.completed"]
     assert (own[-1]["status"], own[-1]["stop_reason"]) == ("failed", "worker_lost")
     assert check_history(fragile, http, waiting)[-1]["status"] == "succeeded"
@@ -302,7 +302,7 @@ def test_a_service_that_is_told_to_stop_lets_short_work_end_and_gives_long_work_
         asked = time.monotonic()
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(engine.PATIENCE_S) == 0
-    assert DRAIN_S <= time.monotonic() - asked < DRAIN_S + 8
+    assert DRAIN_S <= time.monotonic() - asked < DRAIN_S + 20
     assert not lives(pid)
     assert check_history(fragile, http, short)[-1]["status"] == "succeeded"
     lost = check_history(fragile, http, long)

@@ -187,7 +187,7 @@ async def test_whatever_of_the_service_is_killed_the_history_holds(fragile: tupl
         **server.faults(chance),
         **{f"the {name} is killed": partial(kill, service, name) for name in ("api", "worker", "projector")},
     }
-    async with httpx.AsyncClient(base_url=f"{service.url}/api/v1", timeout=20) as asynchronous:
+    async with httpx.AsyncClient(base_url=f"{service.url}/api/v1", timeout=60) as asynchronous:
         clients = Clients(asynchronous, config_id, random.Random(SEED))
 
         async def grow() -> None:

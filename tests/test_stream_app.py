@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 RUN = "run_1"
 FEED = Feed(RUN, "build_1", 1, None)
 FORMS = pytest.mark.parametrize(("form", "frame"), [(Form.NDJSON, NDJSON_FRAME), (Form.SSE, SSE_FRAME)])
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 class Connection:

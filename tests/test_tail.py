@@ -19,7 +19,7 @@ NOTED = NewEvent("job.noted", b"{}")
 LINE = NewEvent("job.line", b"{}", bulk=True)
 NEVER_S = 3600.0
 """A poll that no test lives to see: what arrives was hinted."""
-PATIENCE_S = 10.0
+PATIENCE_S = 60
 
 
 @asynccontextmanager

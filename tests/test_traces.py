@@ -130,7 +130,7 @@ async def test_what_a_receiver_cannot_take_is_sent_later(
     for run in ("run_1", "run_2"):
         await tell(store, run, run_created(), run_started(), complete().event())
     receiver.refusals.extend([status, status])
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while receiver.refusals:
             assert await sender.step()
         assert not await sender.step()

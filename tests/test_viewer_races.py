@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 RUN = "run_1"
 FEED = Feed(RUN, None, 1, None)
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.histories import run_created, run_started, tell
 pytestmark = pytest.mark.anyio
 
 SOCKET = ".s.PGSQL.5432"
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 LINES = st.builds(
     Line,

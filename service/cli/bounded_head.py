@@ -5,6 +5,7 @@ here where nobody does.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,20 +20,58 @@ HEAD_S = 20.0
 """From the connection, or the first byte of a further request on it, to the end of the headers."""
 UNREAD_S = 20.0
 """From an answer to the end of the body that it did not wait for."""
+LINGER_S = 2.0
+"""From an answer to the end of a connection on which the client still sends. Closed at once, it would be reset, and a
+reset takes the answer away from a client that has not read it yet."""
 WAITING_REQUESTS = 100
 """On one connection, behind the one that is being answered. uvicorn would keep as many as come."""
+
+
+class _Transport:
+    """One that lingers when it is closed in the middle of a request: it says the end to the client, and throws away
+    what still comes."""
+
+    __slots__ = ("_loop", "_transport", "in_request", "lingers", "write")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self.in_request = self.lingers = False
+        self.write: Callable[[bytes], None] = transport.write  # bound here: every event of every stream goes through it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if not self.in_request:
+            self._transport.close()
+            return
+        self.lingers = True
+        self.write = _discard
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(LINGER_S, self._transport.close)
+
+
+def _discard(_data: bytes) -> None:
+    """What is still answered when the connection is given up: nobody takes it."""
 
 
 class BoundedHead(HttpToolsProtocol):
     """uvicorn's protocol, which gives up on requests that never end."""
 
+    transport: Any  # a _Transport
     _head_bytes = 0
     _reads_head = False
     _late: asyncio.TimerHandle | None = None
     """Runs while a head is awaited, or the rest of a body that nobody reads."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
         self._await_head()
 
     def on_message_begin(self) -> None:
@@ -49,6 +88,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._have_it()
+        self.transport.in_request = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -61,6 +101,8 @@ class BoundedHead(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.lingers:
+            return
         super().data_received(data)
         if self._reads_head:
             self._head_bytes += len(data)
@@ -73,6 +115,7 @@ class BoundedHead(HttpToolsProtocol):
         headers = [*answer.raw_headers, (b"connection", b"close"), (b"x-request-id", ulid().encode())]
         lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers), b"", answer.body]
         self.transport.write(b"\r\n".join(lines))
+        self.transport.in_request = True  # where the parser stopped, nobody knows where it ends
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -81,6 +124,7 @@ class BoundedHead(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._await(HEAD_S, "The head of a request came too late.")
         self._head_bytes, self._reads_head = 0, True
+        self.transport.in_request = True
 
     def _await(self, seconds: float, why: str) -> None:
         self._have_it()
