@@ -13,7 +13,7 @@ import psycopg
 import psycopg_pool
 from psycopg import sql
 from psycopg.abc import AdaptContext, Buffer
-from psycopg.adapt import Dumper
+from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 
@@ -109,10 +109,26 @@ class _ColumnDumper(Dumper):
         return head + b"".join([_NULL if value is None else pack(size, value) for value in obj])
 
 
+_MICROSECONDS = struct.Struct("!q")
+_EPOCH_US = 946_684_800_000_000
+"""PostgreSQL counts from the year 2000."""
+
+
+class _MomentLoader(Loader):
+    """Every moment comes as Unix seconds: exact to the microsecond, and what an answer is made of."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> float:
+        (microseconds,) = _MICROSECONDS.unpack(data)
+        return (int(microseconds) + _EPOCH_US) / 1_000_000
+
+
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     for column in (Ints, BigInts, Bools, Texts):
         connection.adapters.register_dumper(column, _ColumnDumper)
     connection.adapters.register_dumper(Text, _TextDumper)
+    connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.prepare_threshold = 0
     # Whatever this database's default is: under REPEATABLE READ an append would number from a stale snapshot.
     await connection.execute(statements()["read_committed"].encode())

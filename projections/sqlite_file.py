@@ -75,11 +75,11 @@ async def _pages(connection: Connection, statement: str, key: str, upto: int) ->
     after = 0
     while page := await call(connection, statement, after=after, upto=upto, limit=PAGE_ROWS):
         after = page[-1][key]
-        yield [[_stored(value) for value in row.values()] for row in page]
+        yield [[_stored(column, value) for column, value in row.items()] for row in page]
 
 
-def _stored(value: Any) -> Any:
+def _stored(column: str, value: Any) -> Any:
     """The value as SQLite can hold it: times as text that sorts, in the shape of ``created_at``."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return value
+    if value is None or not column.endswith("_at"):
+        return value
+    return datetime.fromtimestamp(value, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

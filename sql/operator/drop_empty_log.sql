@@ -1,7 +1,7 @@
 -- Takes away the schema of a log that holds no event, so that a backup can take its place. Nothing is lost: all tables
 -- follow from the events. What somebody else made in this database stays; where it stands on one of ours, this fails.
 
-DROP VIEW IF EXISTS runs_with_lease, builds_with_lease;
+DROP VIEW IF EXISTS runs_with_lease, builds_with_lease, shown_runs_v1, shown_builds_v1, shown_configs_v1;
 DO $$
 DECLARE
     f record;

@@ -5,4 +5,4 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        current_setting('synchronous_commit') AS synchronous_commit,
        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS connections_max,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS connections,
-       extract(epoch FROM clock_timestamp())::float8 AS now;
+       clock_timestamp() AS now;

@@ -5,9 +5,7 @@ SELECT make_key_v1(%(id)s, %(name)s, %(sha256)s, %(role)s, %(workspaces)s, to_ti
 SELECT revoke_key_v1(%(id)s, %(says)s) AS id;
 
 -- keys: every key that was ever made, newest first.
-SELECT id, name, role, workspaces, extract(epoch FROM created_at)::float8 AS created_at,
-       extract(epoch FROM expires_at)::float8 AS expires_at, extract(epoch FROM revoked_at)::float8 AS revoked_at,
-       extract(epoch FROM last_used_at)::float8 AS last_used_at,
+SELECT id, name, role, workspaces, created_at, expires_at, revoked_at, last_used_at,
        CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at < clock_timestamp() THEN 'expired' ELSE 'live' END AS state
 FROM api_keys WHERE parent IS NULL AND (%(id)s::text IS NULL OR id = %(id)s) ORDER BY created_at DESC;
 
@@ -26,7 +24,7 @@ SELECT %(id)s, id, name, %(sha256)s, role, workspaces, least(expires_at, clock_t
 FROM api_keys
 WHERE id = %(parent)s AND parent IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
 FOR SHARE
-RETURNING extract(epoch FROM expires_at)::float8 AS expires_at;
+RETURNING expires_at;
 
 -- forget_sessions: sessions that have ended are gone, and of this key the oldest beyond so many.
 DELETE FROM api_keys WHERE parent IS NOT NULL AND (expires_at < clock_timestamp() OR id IN (

@@ -15,7 +15,7 @@ SELECT stream, workspace, first_id, last_id, last_seq, last_control_id, ended_id
 FROM streams_with_last WHERE stream = %(stream)s;
 
 -- control_events: the control events of some streams up to an id, in order: all that a fold needs.
-SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
+SELECT id, stream, seq, workspace, type, recorded_at, convert_to(data, 'UTF8') AS data
 FROM events WHERE NOT bulk AND stream = ANY(%(streams)s) AND id <= %(upto)s ORDER BY id;
 
 -- read_log: one page of the whole log after a cursor: how many lines, the last one's id, whether there are more, the stream

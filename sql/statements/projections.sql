@@ -43,8 +43,7 @@ DROP SCHEMA IF EXISTS next CASCADE;
 WITH range AS MATERIALIZED (
     SELECT * FROM page_ranges_v1(%(stream)s, NULL, %(after)s, 9223372036854775807, %(most)s, 16777216)
 )
-SELECT (SELECT max(last_id) FROM range) AS reached, e.id, e.type, extract(epoch FROM e.recorded_at)::float8 AS recorded_at,
-       e.data
+SELECT (SELECT max(last_id) FROM range) AS reached, e.id, e.type, e.recorded_at, e.data
 FROM (SELECT) AS always LEFT JOIN (
     SELECT e.* FROM range AS r CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
     WHERE e.bulk AND e.type ~ '^engine\..+\.(started|completed|finished|failed|canceled|skipped)$') AS e ON true

@@ -1,13 +1,13 @@
 -- artifacts_of_run: what a run left.
-SELECT id, run_id, name, size, sha256, media_type, extract(epoch FROM created_at)::float8 AS created_at
-FROM artifacts WHERE run_id = %(run)s ORDER BY created_id;
+SELECT id, run_id, name, size, sha256, media_type, created_at FROM artifacts
+WHERE run_id = %(run)s ORDER BY created_id;
 
 -- artifact: one of them, with its run's workspace.
 SELECT a.id, a.run_id, r.workspace_id, a.name, a.size, a.sha256, a.media_type
 FROM artifacts a JOIN runs r ON r.id = a.run_id WHERE a.id = %(id)s;
 
 -- workspaces: every workspace that was ever used, or of these those that were.
-SELECT id, extract(epoch FROM created_at)::float8 AS created_at FROM workspaces
+SELECT id, created_at FROM workspaces
 WHERE %(workspaces)s::text[] IS NULL OR id = ANY (%(workspaces)s) ORDER BY id;
 
 -- feed_of_run: where a run's feed lies.
@@ -30,8 +30,7 @@ CROSS JOIN LATERAL events_between_v1(greatest(g.first_id, %(after)s + 1), least(
 WHERE g.first_id <= %(upto)s AND g.stream = ANY(%(streams)s) AND g.last_id > %(after)s;
 
 -- workers: who holds leases now, how many and of what, the oldest stream first.
-SELECT holder AS id, count(*)::int AS leases, array_agg(stream ORDER BY stream) AS holds,
-       extract(epoch FROM max(heartbeat_at))::float8 AS heartbeat_at
+SELECT holder AS id, count(*)::int AS leases, array_agg(stream ORDER BY stream) AS holds, max(heartbeat_at) AS heartbeat_at
 FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() GROUP BY holder ORDER BY holder;
 
 -- projector_lag: how many ids the slowest caught-up projection is behind; a receiver of traces that is away is no fault

@@ -32,7 +32,7 @@ WHERE s.stream = ANY(%(streams)s) AND coalesce(r.status, b.status) NOT IN ('runn
   AND (l.holder IS NULL OR l.expires_at < clock_timestamp());
 
 -- run_and_build: the control events of a run and of the build that it is bound to, up to an id, in order.
-SELECT id, stream, seq, workspace, type, extract(epoch FROM recorded_at)::float8 AS recorded_at, convert_to(data, 'UTF8') AS data
+SELECT id, stream, seq, workspace, type, recorded_at, convert_to(data, 'UTF8') AS data
 FROM events
 WHERE NOT bulk AND id <= %(upto)s AND stream = ANY(ARRAY[%(run)s, (
     SELECT e.data::json ->> 'build_id' FROM streams s JOIN events e ON e.id = s.first_id WHERE s.stream = %(run)s)])
