@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from eventstore.database import Database
+from eventstore.database import BigInts, Database, Texts
 from eventstore.errors import StoreBug
 from eventstore.event import Event, Page
 
@@ -120,9 +120,9 @@ class Log:
         afters = [max(after, feed.first_id - 1) for feed, after in cursors]
         head, *rows = await self.database.rows(
             "read_feeds",
-            streams=[feed.stream for feed, _ in cursors],
-            besides=[feed.beside for feed, _ in cursors],
-            afters=afters,
+            streams=Texts(feed.stream for feed, _ in cursors),
+            besides=Texts(feed.beside for feed, _ in cursors),
+            afters=BigInts(afters),
             limit=limit,
             most_bytes=PAGE_BYTES,
         )

@@ -39,25 +39,12 @@ SELECT lines, last_id, more, ended, ndjson
 FROM read_feed_v1(%(stream)s, %(beside)s, %(after)s, %(upto)s, %(limit)s, %(most_bytes)s);
 
 -- read_feeds: the head, as number 0, and a page of each of many feeds that has one, each after its own cursor; all of one
--- moment.
-WITH page AS MATERIALIZED (
-    SELECT w.number, s.ended_id, least(s.ended_id, greatest(s.last_id, b.last_id)) AS newest, e.*
-    FROM unnest(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[])
-             WITH ORDINALITY AS w (stream, beside, after, number)
-    JOIN streams_with_last s ON s.stream = w.stream
-    LEFT JOIN streams_with_last b ON b.stream = w.beside
-    CROSS JOIN LATERAL page_ranges_v1(w.stream, w.beside, w.after, 9223372036854775807, %(limit)s, %(most_bytes)s) AS r
-    CROSS JOIN LATERAL events_between_v1(r.first_id, r.last_id) AS e
-    WHERE least(s.ended_id, greatest(s.last_id, b.last_id)) > w.after
-), moment AS MATERIALIZED (
-    SELECT recorded_at, event_times_v1(recorded_at) AS times FROM (SELECT DISTINCT recorded_at FROM page) AS m
-)
+-- moment. See read_feeds_v1.
 SELECT 0 AS number, 0 AS lines, coalesce(max(id), 0) AS last_id, false AS more, false AS ended, NULL::bytea AS ndjson
 FROM events
 UNION ALL
-(SELECT number, count(*), max(id), max(id) < max(newest), coalesce(max(id) >= max(ended_id), false),
-        convert_to(string_agg(event_line_v1(id, stream, seq, type, times, data), E'\n' ORDER BY id) || E'\n', 'UTF8')
- FROM page JOIN moment USING (recorded_at) GROUP BY number ORDER BY number);
+SELECT number, lines, last_id, more, ended, ndjson
+FROM read_feeds_v1(%(streams)s::text[], %(besides)s::text[], %(afters)s::bigint[], %(limit)s, %(most_bytes)s);
 
 -- forget_append_keys: idempotency keys older than a day are gone.
 DELETE FROM append_keys WHERE recorded_at < clock_timestamp() - interval '24 hours';
