@@ -273,6 +273,23 @@ async def test_pages_of_any_size_are_the_whole(story: Log) -> None:
         assert list(await story.read_feed(RUN, after)) == [line for line in feed if line.id > after]
 
 
+async def test_feeds_are_read_together_as_each_alone(story: Log) -> None:
+    """From wherever they are read: also where only the second stream has moved. Seen to fail without that, and with a
+    look that begins one event too late."""
+    feeds = [RUN, Feed("run_1", "run_2", 5, 17), Feed("build_2", "run_2", 18, None), Feed("build_1", None, 1, 14)]
+    for after in range(22):
+        found = await story.read_feeds([(feed, after) for feed in feeds])
+        assert [list(page) for page in found.pages] == [list(await story.read_feed(feed, after)) for feed in feeds]
+
+
+async def test_a_feed_that_is_far_behind_is_read_too(store: Store) -> None:
+    """Its stream is not among those that moved of late. Seen to fail where only these are looked up."""
+    for stream, events in (("run_1", [NOTED]), ("run_2", [LINE] * 50)):
+        await store.appender.append(Append((Part(stream, events, "ws"),)))
+    [page] = (await store.log.read_feeds([(Feed("run_1", None, 1, None), 0)])).pages
+    assert [line.id for line in page] == [1]
+
+
 @pytest.mark.parametrize("size", [1, 15, 40])
 async def test_pages_end_at_their_bytes_too(story: Log, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """A page of long lines is a short one, so that a reader's memory is bounded; what is left out comes next."""
