@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import orjson
@@ -173,6 +173,28 @@ def test_the_supervisor_needs_the_standard_library_only() -> None:
     assert {name.split(".")[0] for name in imported(supervisor)} <= sys.stdlib_module_names
 
 
+APP, CLIENT = {"starlette", "uvicorn", "prometheus_client"}, {"httpx"}
+OPERATOR = {"psycopg", "structlog", "cryptography"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "heavy"),
+    [
+        ("", APP | CLIENT | OPERATOR | {"pydantic"}),
+        *((verb, APP | {"structlog", "cryptography"}) for verb in ("builds", "configs", "demo", "runs", "stats")),
+        *((verb, APP | CLIENT) for verb in ("db", "keys", "log", "prune")),
+    ],
+)
+def test_a_verb_imports_what_it_needs(verb: str, heavy: set[str]) -> None:
+    """`ade --help` and what is asked often are there at once. Seen to fail with all verbs imported in service/cli, and
+    with `postgres` in service/cli/serve.py."""
+    code = f"import sys; from service import cli; from service.cli import {verb or 'app'}; print(*sys.modules)"
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(asked.stdout.split())
+    assert {"service.cli", "typer"} <= loaded
+    assert heavy & loaded == set()
+
+
 LONG = {
     "eventstore.embedded": "one life cycle: each step rests on the locks, the account and the paths of the others",
     "service.work.process": "one protocol, with the two ends of its pipes",
@@ -310,10 +332,11 @@ def test_every_endpoint_that_the_docs_name_is_there() -> None:
 
 def commands(group: typer.core.TyperGroup, *above: str) -> Iterator[tuple[str, list[str]]]:
     """Every command that `--help` shows, with its options."""
-    for name, command in group.commands.items():
+    for name in group.commands:
+        command: Any = group.resolve_command(typer.Context(group), [name])[1]
         if isinstance(command, typer.core.TyperGroup):
             yield from commands(command, *above, name)
-        elif not command.hidden:
+        elif not group.commands[name].hidden:
             options = [
                 option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
             ]
@@ -329,6 +352,15 @@ def test_every_command_is_documented() -> None:
     assert documented.keys() == known.keys()
     for name, options in known.items():
         assert [option for option in options if f"`{option}`" not in documented[name]] == [], name
+
+
+def test_help_says_what_the_verbs_say() -> None:
+    """Without importing them. Seen to fail with another word in VERBS, and in the docstring of `demo`."""
+    group = typer.main.get_command(command_line)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name, listed in group.commands.items():
+        verb: Any = group.resolve_command(typer.Context(group), [name])[1]
+        assert listed.hidden or listed.help == verb.help.partition("\n\n")[0].replace("\n", " "), name
 
 
 # Every text

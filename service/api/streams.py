@@ -31,7 +31,7 @@ KEEP_ALIVE_S = 15.0
 LOOK_S = KEEP_ALIVE_S / 2
 """A hang-up is noticed no later than this."""
 SEND_TIMEOUT_S = 60.0
-"""A client that takes nothing for this long is let go: the listening socket has it (``service/cli/serve.py``)."""
+"""A client that takes nothing for this long is let go: the listening socket has it (``service/cli/http_server.py``)."""
 RETRY_MS = (1000, 5000)
 
 

@@ -18,8 +18,8 @@ from eventstore.errors import CallerMistake
 from eventstore.migrations import migrate
 from eventstore.statements import texts
 from projections.whole_file import whole_file
+from service.cli.database import postgres
 from service.cli.output import size
-from service.cli.serve import postgres
 from service.logs import log_to_stderr
 from service.settings import Settings
 from service.work.process import spawn

@@ -3,22 +3,16 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import anyio
 import typer
 
-from eventstore import Database
-from service import pruning
 from service.cli import feeds, output
-from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
+from service.cli.connection import connected, find_config
 from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
+from service.cli.options import AsJson, Limit, Workspace
 from service.cli.output import Screen
-from service.cli.serve import postgres
 from service.client import Consumer
-from service.files import Files
-from service.logs import log_to_stderr
-from service.settings import Settings
 
-app = typer.Typer(help="Builds: the venvs of configs.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Build = Annotated[str, typer.Argument(help="The id of a build.")]
 
@@ -108,11 +102,9 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove the venvs of this machine that nobody needs; a run that needs one later makes it again."""
-    log_to_stderr(quiet=True)
-    settings = Settings()
-    policy = pruning.Policy(keep, older_than)
-    with postgres(settings) as database:
-        verdicts = anyio.run(_prune, database.url, Files.of(settings), policy, dry_run)
+    from service.cli.prune import pruned  # what follows needs the database; what stands above needs a client
+
+    verdicts = pruned(keep, older_than, dry_run=dry_run)
     if as_json:
         output.json({"dry_run": dry_run, "builds": [asdict(verdict) for verdict in verdicts]})
         return
@@ -121,8 +113,3 @@ def prune(
         screen.print(f"{verdict.build_id}  {gone if verdict.action == 'remove' else 'kept'}: {verdict.why}")
     removed = [verdict.bytes for verdict in verdicts if verdict.action == "remove"]
     screen.print(f"{len(removed)} {gone}, {output.size(sum(removed))}; {len(verdicts) - len(removed)} kept")
-
-
-async def _prune(url: str, files: Files, policy: pruning.Policy, dry_run: bool) -> list[pruning.Verdict]:
-    async with Database(url) as database:
-        return await pruning.prune(database, files, policy, dry_run=dry_run)

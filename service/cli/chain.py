@@ -23,9 +23,9 @@ from projections.events import EventRedacted
 from projections.log_files import PathOf
 from projections.redaction import Redacted
 from projections.redaction import redact as redact_events
-from service.cli.connection import FAILED, USAGE, AsJson, account
+from service.cli.database import account, postgres
+from service.cli.options import FAILED, USAGE, AsJson
 from service.cli.output import BAD, GOOD
-from service.cli.serve import postgres
 from service.cli.tables import verify_tables
 from service.files import Files
 from service.logs import log_to_stderr

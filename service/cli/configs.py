@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from service.cli import output
-from service.cli.connection import AsJson, Limit, Workspace, Wrong, connected
+from service.cli.connection import Wrong, connected
 from service.cli.feeds import PAGE, listing
+from service.cli.options import AsJson, Limit, Workspace
 from service.cli.output import Screen
 from service.work.archive import BadPackage
 from service.work.package import pack
 
-app = typer.Typer(help="Config packages.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

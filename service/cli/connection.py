@@ -1,25 +1,18 @@
-"""What every verb that speaks HTTP shares: the client, the options, and what an error means to the shell."""
+"""What every verb that speaks HTTP shares: the client, and what an error means to the shell."""
 
-import os
-import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from service.cli.options import FAILED, UNREACHABLE, USAGE
 from service.cli.output import Screen
 from service.client import Client, ClientError, NotFound, ProblemError, Unreachable
 from service.settings import Settings
 
-FAILED, USAGE, UNREACHABLE, DETACHED = 1, 2, 3, 130
-"""Exit codes; 130 is what a shell says of Ctrl-C."""
 UNAUTHORIZED = 401
-
-Workspace = Annotated[str, typer.Option("--workspace", "-w", help="The workspace to look in.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many, the newest first.")]
 
 
 class Wrong(ClientError):
@@ -59,14 +52,6 @@ def _code(error: ClientError) -> int:
             return USAGE
         case _:
             return FAILED
-
-
-def account() -> str:
-    """Whose doing it is, where a command opens the database itself: the account that types it."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())  # in a container an account may have no name
 
 
 def find_config(client: Client, workspace: str, wanted: str) -> Any:

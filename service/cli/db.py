@@ -12,11 +12,11 @@ import typer
 from eventstore.migrations import migrate as apply_migrations
 from eventstore.migrations import status as schema_status
 from service.cli import backup, upgrade
-from service.cli.serve import postgres
+from service.cli.database import postgres
 from service.logs import log_to_stderr
 from service.settings import Settings
 
-app = typer.Typer(help="The database: schema, shell, backup, upgrade.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(upgrade.upgrade)

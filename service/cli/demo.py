@@ -15,7 +15,8 @@ import typer
 
 from projections.ndjson_file import end_of
 from service.cli import feeds, output
-from service.cli.connection import DETACHED, Wrong, reported
+from service.cli.connection import Wrong, reported
+from service.cli.options import DETACHED
 from service.cli.output import Screen
 from service.client import ANSWER_S, ClientError, Consumer, check, follow_async
 from service.files import Files

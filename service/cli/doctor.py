@@ -19,9 +19,9 @@ from eventstore.errors import EventStoreError
 from eventstore.migrations import status as schema_status
 from service import otlp
 from service.cli import findings
-from service.cli.connection import FAILED, AsJson
+from service.cli.database import postgres
 from service.cli.findings import Finding
-from service.cli.serve import postgres
+from service.cli.options import FAILED, AsJson
 from service.engine_account import EngineAccount
 from service.files import Files
 from service.logs import log_to_stderr

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from service.cli import output
-from service.cli.connection import DETACHED, FAILED, connected
+from service.cli.connection import connected
+from service.cli.options import DETACHED, FAILED
 from service.cli.output import Screen
 from service.client import Client, ClientError, Consumer, follow
 

@@ -9,14 +9,14 @@ import typer
 from eventstore import Database
 from service import key_records
 from service.cli import output
-from service.cli.connection import USAGE, AsJson, account
+from service.cli.database import account, postgres
+from service.cli.options import USAGE, AsJson
 from service.cli.output import Screen
-from service.cli.serve import postgres
 from service.key_records import NewKey
 from service.logs import log_to_stderr
 from service.settings import Settings
 
-app = typer.Typer(help="Keys of the API.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 DAY_S = 24 * 3600
 

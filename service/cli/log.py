@@ -10,11 +10,11 @@ from rich.progress import Progress
 from projections.rebuild import rebuild as rebuild_projection
 from projections.tables import ALL
 from service.cli import chain, transfer
-from service.cli.serve import postgres
+from service.cli.database import postgres
 from service.logs import log_to_stderr
 from service.settings import Settings
 
-app = typer.Typer(help="The log: whether it is whole, its export, rebuild of what is derived.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 for command in (chain.head, chain.verify, chain.redact, transfer.export):
     app.command()(command)
 app.command("import")(transfer.import_)

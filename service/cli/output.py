@@ -17,7 +17,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eventstore.clock import now
-from service.client import ProblemError
 
 _HOSTILE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but the tab, and what turns the direction of writing: a line must look like what it is."""
@@ -241,6 +240,8 @@ class Screen:
 
     def problem(self, error: Exception) -> None:
         """What went wrong, in one or two lines, with the path of every field that is to blame."""
+        from service.client import ProblemError  # operators' commands have no use for a client
+
         document = error.problem if isinstance(error, ProblemError) else {}
         title = document.get("title")
         self.print(self.paint(f"error: {f'{title}. ' if title else ''}{error}", "red"))

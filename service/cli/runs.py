@@ -13,12 +13,13 @@ from rich.text import Text
 
 from eventstore.clock import now
 from service.cli import feeds, output
-from service.cli.connection import AsJson, Limit, Workspace, connected, find_config
+from service.cli.connection import connected, find_config
 from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
+from service.cli.options import AsJson, Limit, Workspace
 from service.cli.output import Screen
 from service.client import Client, Consumer, Event, follow
 
-app = typer.Typer(help="Runs of engines.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(help="The id of a run.")]
 

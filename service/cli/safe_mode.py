@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from service.cli import output
-from service.cli.connection import AsJson, connected
+from service.cli.connection import connected
+from service.cli.options import AsJson
 
-app = typer.Typer(help="Refuse new work, or take it again.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Reason = Annotated[str | None, typer.Option(help="Why, for the log.")]
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,13 +23,13 @@ import typer
 from eventstore import Appender, Database, Leases, Log
 from eventstore.clock import token_hex
 from eventstore.embedded import EmbeddedServer, EmbeddedServerError
-from eventstore.errors import CallerMistake, EventStoreError
 from eventstore.migrations import migrate
 from eventstore.tail import LOG, WORK, Hints
 from projections.projector import Projector, Step
 from service import otlp
 from service.api.access import is_loopback
 from service.api.app import create_app
+from service.cli.database import postgres
 from service.cli.http_server import Server, bind
 from service.cli.processes import Role, Supervisor, tell_ready
 from service.exposition import Exposition, connection_name, shared_folder
@@ -48,36 +48,6 @@ logger = logging.getLogger("ade")
 POSTGRES_CHECK_S = 2.0
 PROJECTOR_LEASE_S = 5.0
 """Shorter than a worker's: nothing is lost when two take turns, and log files wait for the next one to be elected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Postgres:
-    """The database of a deployment; of the bundled server also its folder and its psql."""
-
-    url: str
-    folder: Path | None = None
-    psql: Path | None = None
-
-
-@contextmanager
-def postgres(settings: Settings) -> Iterator[Postgres]:
-    """The database; the bundled server is kept running for as long as the block lasts.
-
-    What is wrong with the database in the block becomes a line on stderr and an exit code.
-    """
-    try:
-        if settings.database_url is not None:
-            yield Postgres(settings.database_url)
-            return
-        settings.data.mkdir(parents=True, exist_ok=True)
-        folder = settings.data / "postgres"
-        with EmbeddedServer.open(folder) as server:
-            if server.notice:
-                logger.warning(server.notice)
-            yield Postgres(server.url, folder, server.psql)
-    except (EmbeddedServerError, EventStoreError) as error:
-        logger.error("%s", error)  # noqa: TRY400 - the sentence says what to do; a traceback would hide it
-        raise typer.Exit(2 if isinstance(error, CallerMistake) else 3) from error
 
 
 def serve(

@@ -7,7 +7,8 @@ import typer
 
 from eventstore.clock import now
 from service.cli import output
-from service.cli.connection import AsJson, connected
+from service.cli.connection import connected
+from service.cli.options import AsJson
 from service.cli.output import Screen
 
 

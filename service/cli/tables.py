@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from projections.comparison import Compared, Difference, compare
 from projections.tables import ALL
-from service.cli.connection import FAILED
+from service.cli.database import postgres
+from service.cli.options import FAILED
 from service.cli.output import BAD, GOOD, clean
-from service.cli.serve import postgres
 from service.settings import Settings
 
 SHOWN = 80

@@ -21,8 +21,8 @@ from eventstore.selection import Selection, select
 from projections.events import ACTED
 from projections.log_import import Imported, import_log, lines_of
 from projections.sqlite_file import write_sqlite
-from service.cli.connection import USAGE, AsJson
-from service.cli.serve import postgres
+from service.cli.database import postgres
+from service.cli.options import USAGE, AsJson
 from service.logs import log_to_stderr
 from service.settings import Settings
 

@@ -10,9 +10,9 @@ from eventstore.embedded import EmbeddedServerError
 from eventstore.upgrade import NEWEST, clusters, remove_old
 from eventstore.upgrade import upgrade as upgrade_cluster
 from eventstore.verification import Verified, verify
-from service.cli.connection import FAILED, USAGE
+from service.cli.database import postgres
+from service.cli.options import FAILED, USAGE
 from service.cli.output import BAD, GOOD
-from service.cli.serve import postgres
 from service.logs import log_to_stderr
 from service.settings import Settings
 

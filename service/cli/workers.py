@@ -3,8 +3,9 @@
 from datetime import datetime
 
 from service.cli import output
-from service.cli.connection import AsJson, connected
+from service.cli.connection import connected
 from service.cli.feeds import listing
+from service.cli.options import AsJson
 
 
 def workers(as_json: AsJson = False) -> None:
