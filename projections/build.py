@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from eventstore.event import Event
@@ -107,7 +108,4 @@ def apply(build: Build, event: Event) -> Build:
 
 def fold(build_id: str, events: Iterable[Event]) -> Build:
     """The build after all of these control events; ``Phase.NONE`` where there are none."""
-    build = Build(build_id)
-    for event in events:
-        build = apply(build, event)
-    return build
+    return reduce(apply, events, Build(build_id))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 from eventstore.event import Event
@@ -114,7 +115,4 @@ def apply(run: Run, event: Event) -> Run:
 
 def fold(run_id: str, events: Iterable[Event]) -> Run:
     """The run after all of these control events; ``Phase.NONE`` where there are none."""
-    run = Run(run_id)
-    for event in events:
-        run = apply(run, event)
-    return run
+    return reduce(apply, events, Run(run_id))

@@ -46,10 +46,14 @@ S = TypeVar("S", bound=Source)
 
 
 class Frame(Protocol):
-    """How lines become bytes."""
+    """How lines become the bytes of a stream."""
 
+    keep_alive: bytes
+
+    def opening(self, after: int) -> bytes: ...
     def page(self, page: Page) -> bytes: ...
     def bookmark(self, head: int) -> bytes: ...
+    def drained(self) -> bytes: ...
 
 
 class Ring(Generic[S]):

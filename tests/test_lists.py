@@ -305,5 +305,4 @@ async def test_a_config_shows_the_build_of_what_it_holds(store: Store) -> None:
             done = commands.build_completed("active", "completed").event()
             await tell(store, "build_1", build_created(), done)
         row = await CONFIGS.one(store.database, "config_1")
-        assert row is not None
         assert (row["version"], row["active_build_id"]) == (version, "build_1" if digest == "d1" else None)

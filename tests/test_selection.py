@@ -18,7 +18,7 @@ from service import hub as hubs
 from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES, Form, Stream
 from service.commands import run_completed
-from service.hub import Hub
+from service.hub import Frame, Hub
 from service.keys import ANYBODY
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
@@ -298,7 +298,7 @@ async def test_a_redaction_empties_the_rings_of_selections(store: Store, hub: Hu
     ],
 )
 async def test_a_filtered_stream_moves_on_by_bookmarks(
-    store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch, frame: streams.Frame, bookmark: bytes, alive: bytes
+    store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch, frame: Frame, bookmark: bytes, alive: bytes
 ) -> None:
     """At once where the first rows do not pass; later in the place of a keep-alive, when the log has grown; a terminal
     event is one like others, and nothing ends but by a drain."""

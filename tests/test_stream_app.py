@@ -13,9 +13,9 @@ import uvicorn
 from eventstore import Feed, Log
 from eventstore.errors import Unavailable
 from service.api import streams
-from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Frame, Stream
+from service.api.streams import NDJSON_FRAME, SSE_FRAME, Form, Stream
 from service.commands import run_completed
-from service.hub import Hub
+from service.hub import Frame, Hub
 from service.keys import ANYBODY
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell

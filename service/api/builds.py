@@ -74,10 +74,7 @@ async def show(request: Request, query: AsOf) -> Response:
 
 
 async def _snapshot(found: Deployment, build_id: str) -> dict[str, Any]:
-    row = await BUILDS.one(found.database, build_id)
-    if row is None:
-        raise UnknownThing(f"There is no build {build_id}.")
-    return BuildSnapshot.of(row)
+    return BuildSnapshot.of(await BUILDS.one(found.database, build_id))
 
 
 async def _as_of(found: Deployment, build_id: str, upto: int) -> dict[str, Any]:

@@ -84,11 +84,13 @@ class Gate:
     async def _keep_within(self, request: Request, caller: Caller) -> None:
         asked = [(name, value) for name, value in request.query_params.multi_items() if names_a_thing(name)]
         for name, value in (*request.path_params.items(), *asked):
-            workspace = value if name in WORKSPACES else await self._workspace_of(value)
+            workspace = value if name in WORKSPACES else await self.workspace_of(value)
             if workspace is None or not caller.sees(workspace):
                 raise UnknownThing(f"There is no {value} that this key may see.")
 
-    async def _workspace_of(self, thing: str) -> str | None:
+    async def workspace_of(self, thing: str) -> str | None:
+        """The workspace of a run, build, config, document or artifact, asked of the database once; None where there is
+        no such thing."""
         workspace = self._places.get(thing)
         if workspace is None and "\0" not in thing:  # no id has one, and PostgreSQL takes none
             row = await self._database.row("workspace_of", id=thing)

@@ -21,7 +21,7 @@ from service.api.query import FOREVER, Flag, Moment, Query, Several, Text, Whole
 from service.api.request import deployment, own
 from service.api.shape import Shape
 from service.api.snapshots import List
-from service.errors import Malformed
+from service.errors import Malformed, UnknownThing
 
 PAGE = 100
 PAGE_MAX = 200
@@ -115,9 +115,12 @@ class Listing:
     query: type[Page]
     shape: type[Shape]
 
-    async def one(self, database: Database, name: str) -> dict[str, Any] | None:
-        """The row of this id."""
-        return await database.row(self.single, id=name)
+    async def one(self, database: Database, name: str) -> dict[str, Any]:
+        """The row of this id. Raises UnknownThing."""
+        row = await database.row(self.single, id=name)
+        if row is None:
+            raise UnknownThing(f"There is no {self.single} {name}.")
+        return row
 
     async def find(self, database: Database, query: Page, *, workspaces: list[str] | None = None, **path: str) -> Found:
         """A page of what is in some ``workspaces``, or in any; what the ``path`` of the request says goes before its

@@ -1,5 +1,6 @@
 """All that can be asked of the API. The app is built from this table, and so is its description."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from service.api.feeds import EventPage
 from service.api.keys import KeySnapshot, MadeKey, Session, SignedUrls
 from service.api.log_search import BuildSearch, LogMatch, RunSearch, SearchSummary
 from service.api.logs import BuildLogs, RunLogs
+from service.api.shape import Shape
 from service.api.snapshots import (
     ArtifactSnapshot,
     BuildSnapshot,
@@ -72,6 +74,30 @@ def _post(name: str, path: str, handler: Any, tag: str, *answers: Answer, **more
 def _page(name: str, path: str, handler: Any, media_type: str) -> Endpoint:
     """What anybody may load."""
     return Endpoint(name, "GET", path, handler, Role.PUBLIC, "pages", (Answer(200, "As asked.", {media_type: Bytes}),))
+
+
+def _work(kind: str, shapes: Sequence[type[Shape]], handlers: Sequence[Any]) -> Sequence[Endpoint]:
+    """What is asked of a run and of a build alike."""
+    shape, output, search = shapes
+    show, follow, read, find, download, cancel = handlers
+    path, tag = f"/{kind}s/{{id}}", f"{kind}s"
+    return (
+        _get(f"show_{kind}", path, show, tag, shows(shape)),
+        _get(f"follow_{kind}", f"{path}/events", follow, tag, events(EventPage), OVER, takes=(LAST_EVENT_ID,)),
+        _get(f"read_{kind}_logs", f"{path}/logs", read, tag, shows(output, gives=(LOG_ID,))),
+        _get(
+            f"search_{kind}_logs", f"{path}/logs/search", find, tag, finds(search, LogMatch, "Bookmark", SearchSummary)
+        ),
+        _get(f"download_{kind}_logfile", f"{path}/logfile", download, tag, *logfile(), takes=RANGES),
+        _post(
+            f"cancel_{kind}",
+            f"{path}/cancel",
+            cancel,
+            tag,
+            shows(shape, "It was asked to stop.", 202),
+            refusals=(AlreadyEnded,),
+        ),
+    )
 
 
 _CONFIGS = (
@@ -126,24 +152,10 @@ _RUNS = (
     _get("list_runs", "/runs", runs.listing, "runs", lists(RunSnapshot)),
     _get("list_runs_of_config", "/configs/{config}/runs", runs.of_config, "runs", lists(RunSnapshot)),
     _get("list_runs_of_workspace", "/workspaces/{ws}/runs", runs.of_workspace, "runs", lists(RunSnapshot)),
-    _get("show_run", "/runs/{id}", runs.show, "runs", shows(RunSnapshot)),
-    _get("follow_run", "/runs/{id}/events", feeds.run_events, "runs", events(EventPage), OVER, takes=(LAST_EVENT_ID,)),
-    _get("read_run_logs", "/runs/{id}/logs", logs.run_logs, "runs", shows(RunLogs, gives=(LOG_ID,))),
-    _get(
-        "search_run_logs",
-        "/runs/{id}/logs/search",
-        log_search.run_search,
-        "runs",
-        finds(RunSearch, LogMatch, "Bookmark", SearchSummary),
-    ),
-    _get("download_run_logfile", "/runs/{id}/logfile", feeds.run_logfile, "runs", *logfile(), takes=RANGES),
-    _post(
-        "cancel_run",
-        "/runs/{id}/cancel",
-        runs.cancel,
-        "runs",
-        shows(RunSnapshot, "It was asked to stop.", 202),
-        refusals=(AlreadyEnded,),
+    *_work(
+        "run",
+        (RunSnapshot, RunLogs, RunSearch),
+        (runs.show, feeds.run_events, logs.run_logs, log_search.run_search, feeds.run_logfile, runs.cancel),
     ),
     _get("list_artifacts", "/runs/{id}/artifacts", runs.artifacts, "runs", lists(ArtifactSnapshot)),
     _get(
@@ -176,32 +188,10 @@ _BUILDS = (
         handler=builds.ensure_spelled_out,
     ),
     _get("list_builds", "/builds", builds.listing, "builds", lists(BuildSnapshot)),
-    _get("show_build", "/builds/{id}", builds.show, "builds", shows(BuildSnapshot)),
-    _get(
-        "follow_build",
-        "/builds/{id}/events",
-        feeds.build_events,
-        "builds",
-        events(EventPage),
-        OVER,
-        takes=(LAST_EVENT_ID,),
-    ),
-    _get("read_build_logs", "/builds/{id}/logs", logs.build_logs, "builds", shows(BuildLogs, gives=(LOG_ID,))),
-    _get(
-        "search_build_logs",
-        "/builds/{id}/logs/search",
-        log_search.build_search,
-        "builds",
-        finds(BuildSearch, LogMatch, "Bookmark", SearchSummary),
-    ),
-    _get("download_build_logfile", "/builds/{id}/logfile", feeds.build_logfile, "builds", *logfile(), takes=RANGES),
-    _post(
-        "cancel_build",
-        "/builds/{id}/cancel",
-        builds.cancel,
-        "builds",
-        shows(BuildSnapshot, "It was asked to stop.", 202),
-        refusals=(AlreadyEnded,),
+    *_work(
+        "build",
+        (BuildSnapshot, BuildLogs, BuildSearch),
+        (builds.show, feeds.build_events, logs.build_logs, log_search.build_search, feeds.build_logfile, builds.cancel),
     ),
 )
 

@@ -88,15 +88,12 @@ async def show(request: Request, query: AsOf) -> Response:
     found, run_id = deployment(request), request.path_params["id"]
     if query.as_of is not None:
         return answers.json(await _as_of(found, run_id, query.as_of))
-    return answers.json(await snapshot(found, run_id))
+    return answers.json(await _snapshot(found, run_id))
 
 
-async def snapshot(found: Deployment, run_id: str) -> dict[str, Any]:
+async def _snapshot(found: Deployment, run_id: str) -> dict[str, Any]:
     """The run, folded up to exactly its ``last_event_id``: one statement, one moment."""
-    row = await RUNS.one(found.database, run_id)
-    if row is None:
-        raise UnknownThing(f"There is no run {run_id}.")
-    return RunSnapshot.of(row)
+    return RunSnapshot.of(await RUNS.one(found.database, run_id))
 
 
 async def _as_of(found: Deployment, run_id: str, upto: int) -> dict[str, Any]:
@@ -113,7 +110,7 @@ async def listing(request: Request, query: ListRuns) -> Response:
 async def of_config(request: Request, query: ListRuns) -> Response:
     """List the runs of a config."""
     config_id = request.path_params["config"]
-    if await deployment(request).database.row("config", id=config_id) is None:
+    if not config_id.startswith("config_") or await deployment(request).gate.workspace_of(config_id) is None:
         raise UnknownThing(f"There is no config {config_id}.")
     return await RUNS.answer(request, query, config_id=config_id)
 
@@ -131,7 +128,7 @@ async def cancel(request: Request, body: CancelBody) -> Response:
     """
     found, run_id = deployment(request), request.path_params["id"]
     await found.handler.cancel_run(run_id, commands.Cancel(caller(request).name, body.reason))
-    return answers.json(await snapshot(found, run_id), 202)
+    return answers.json(await _snapshot(found, run_id), 202)
 
 
 async def artifacts(request: Request) -> Response:
@@ -140,7 +137,7 @@ async def artifacts(request: Request) -> Response:
     The regular files of the engine's output folder, all on one page, at most 1,000. Links are not followed.
     """
     found, run_id = deployment(request), request.path_params["id"]
-    await snapshot(found, run_id)
+    await RUNS.one(found.database, run_id)
     rows = await found.database.rows("artifacts_of_run", run=run_id)
     return answers.json(List.of({"data": [ArtifactSnapshot.of(row) for row in rows]}))
 

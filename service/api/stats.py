@@ -1,5 +1,6 @@
 """How runs and builds fare: by workspace and time."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -68,27 +69,27 @@ class RunQueue(Queue):
     waiting_for: dict[WaitingFor, int] = Field(description="How many wait for what.")
 
 
-class RunStats(Shape):
-    """How runs fare. What there is none of has no number."""
-
+class _WorkStats(Shape):
     total: int
-    by_status: dict[RunStatus, int]
-    by_stop_reason: dict[StopReason, int]
-    durations: Durations
-    failures: list[Failures] = Field(description=f"The most frequent errors, at most {MOST}.")
-    queue: RunQueue
-    configs: list[ConfigStats] = Field(description=f"Those with the most runs, at most {MOST}.")
-
-
-class BuildStats(Shape):
-    """How builds fare. What there is none of has no number."""
-
-    total: int
-    by_status: dict[BuildStatus, int]
+    by_status: Mapping[Any, int]
     by_stop_reason: dict[StopReason, int]
     durations: Durations
     failures: list[Failures] = Field(description=f"The most frequent errors, at most {MOST}.")
     queue: Queue
+
+
+class RunStats(_WorkStats):
+    """How runs fare. What there is none of has no number."""
+
+    by_status: dict[RunStatus, int]
+    queue: RunQueue
+    configs: list[ConfigStats] = Field(description=f"Those with the most runs, at most {MOST}.")
+
+
+class BuildStats(_WorkStats):
+    """How builds fare. What there is none of has no number."""
+
+    by_status: dict[BuildStatus, int]
 
 
 class Stats(Shape):

@@ -8,7 +8,7 @@ closes after :data:`SEND_TIMEOUT_S`; it loses nothing, because it comes back wit
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal
 
 import anyio
 from pydantic import Field
@@ -23,8 +23,7 @@ from service.api.console_lines import as_console
 from service.api.headers import with_added
 from service.api.query import Cursor, Flag, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog, TooManyRequests
-from service.hub import Frame as LinesFrame
-from service.hub import Hub, Source, Viewer
+from service.hub import Frame, Hub, Source, Viewer
 from service.keys import Caller
 
 KEEP_ALIVE_S = 15.0
@@ -55,15 +54,6 @@ class Streamed(Query):
         "events",
         description="`console` gives each line that has a message as `console.line`, with `scope` (`run` or `build`).",
     )
-
-
-class Frame(LinesFrame, Protocol):
-    """How lines become bytes of a response."""
-
-    keep_alive: bytes
-
-    def opening(self, after: int) -> bytes: ...
-    def drained(self) -> bytes: ...
 
 
 class NDJSONFrame:

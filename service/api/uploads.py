@@ -26,7 +26,7 @@ from service.api.deployment import Deployment
 from service.api.query import Query, wrong
 from service.api.request import deployment, idempotency, pieces
 from service.api.snapshots import ConfigSnapshot, DocumentSnapshot, RegisteredConfig
-from service.errors import Malformed, TooLarge, UnknownThing, WrongMediaType
+from service.errors import Malformed, TooLarge, WrongMediaType
 from service.work.manifest import Manifest
 from service.work.package import digest, unpack
 
@@ -113,7 +113,7 @@ async def register_config(request: Request, query: RegisterConfig) -> Response:
     asked = idempotency(request, workspace, content if query.name is None else [query.name, content])
     created = await found.handler.register_config(workspace, query.name or manifest.name, content, asked)
     row = await CONFIGS.one(found.database, created.id)
-    document = RegisteredConfig.of({**(row or {}), "outcome": created.how})
+    document = RegisteredConfig.of({**row, "outcome": created.how})
     status = 201 if created.how == "created" else 200
     return answers.json(document, status, {"Location": f"/api/v1/configs/{created.id}"})
 
@@ -140,10 +140,7 @@ def _take_in(found: Deployment, archive: Path) -> tuple[Manifest, str]:
 
 async def show_config(request: Request) -> Response:
     """Show a config at its newest version."""
-    found, config_id = deployment(request), request.path_params["config"]
-    row = await CONFIGS.one(found.database, config_id)
-    if row is None:
-        raise UnknownThing(f"There is no config {config_id}.")
+    row = await CONFIGS.one(deployment(request).database, request.path_params["config"])
     return answers.json(ConfigSnapshot.of(row))
 
 
@@ -198,10 +195,7 @@ async def document_content(request: Request) -> Response:
 
 
 async def _document(found: Deployment, document_id: str) -> dict[str, Any]:
-    row = await DOCUMENTS.one(found.database, document_id)
-    if row is None:
-        raise UnknownThing(f"There is no document {document_id}.")
-    return DocumentSnapshot.of(row)
+    return DocumentSnapshot.of(await DOCUMENTS.one(found.database, document_id))
 
 
 def _workspace(request: Request) -> str:
