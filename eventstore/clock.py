@@ -7,6 +7,7 @@ new identities, secrets and jitter.
 import random
 import secrets
 import time
+from datetime import UTC, datetime
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -14,6 +15,11 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 def now() -> float:
     """Seconds since the epoch, for people. The log keeps it only as `emitted_at`, beside a time of its own."""
     return time.time()
+
+
+def rfc3339(seconds: float, timespec: str = "microseconds") -> str:
+    """Unix seconds as the lines of the log write a time."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def ulid() -> str:

@@ -173,6 +173,11 @@ class Event:
     """Seconds since the epoch, by the database's clock."""
     data: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Event":
+        """The event of a row, whose payload is JSON."""
+        return cls(**{**row, "data": orjson.loads(row["data"])})
+
 
 @dataclass(frozen=True, slots=True)
 class Line:

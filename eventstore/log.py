@@ -7,8 +7,6 @@ are dense and become visible in order.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from eventstore.database import BigInts, Database, Texts
 from eventstore.errors import StoreBug
 from eventstore.event import Event, Page
@@ -92,7 +90,7 @@ class Log:
     async def control_events(self, *streams: str, upto: int = FOREVER) -> list[Event]:
         """The control events of some streams, in order of their ids."""
         rows = await self.database.rows("control_events", streams=list(streams), upto=upto)
-        return [Event(**{**row, "data": orjson.loads(row["data"])}) for row in rows]
+        return [Event.of(row) for row in rows]
 
     async def read(self, after: int, *, upto: int = FOREVER, limit: int = PAGE) -> Page:
         """The lines of the whole log after a cursor; empty at the head."""

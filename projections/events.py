@@ -15,6 +15,7 @@ from eventstore.event import NewEvent, encode
 OutputName = Literal["stdout", "stderr", "system"]
 RunEnd = Literal["succeeded", "failed", "canceled"]
 BuildEnd = Literal["active", "failed", "canceled"]
+RoleName = Literal["viewer", "operator", "admin"]
 StopReason = Literal[
     "completed", "failed", "canceled", "timeout", "worker_lost", "build_failed", "resource_limit", "safe_mode"
 ]
@@ -317,7 +318,7 @@ class KeyCreated(Payload, wire="key.created"):
 
     key_id: Name
     name: str
-    role: Literal["viewer", "operator", "admin"]
+    role: RoleName
     workspaces: list[str]
     expires_at: str | None = None
     requested_by: str

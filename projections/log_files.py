@@ -7,8 +7,9 @@ from pathlib import Path
 
 import orjson
 
-from eventstore import Database, Feed, Line, Log, Page
+from eventstore import Database, Line, Log, Page
 from projections.events import TERMINAL
+from projections.feeds import feed_of
 from projections.ndjson_file import FeedFile
 
 logger = logging.getLogger("ade.projector")
@@ -131,13 +132,11 @@ class LogFiles:
             self._files.pop(stream).close()
 
     async def _open(self, stream: str) -> FeedFile | None:
-        kind = stream.split("_", 1)[0]
-        row = await self._database.row(f"feed_of_{kind}", stream=stream)
-        if row is None:
+        found = await feed_of(self._database, stream)
+        if found is None:
             # Nothing of ours writes such a stream. Whoever did must not stop the files of all others.
             if stream not in self._unknown:
                 logger.warning("%s has lines but was never created: it gets no log file", stream)
                 self._unknown.add(stream)
             return None
-        feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
-        return FeedFile(self._path_of(row["workspace"], stream), feed)
+        return FeedFile(self._path_of(found.workspace, stream), found.feed)

@@ -18,6 +18,7 @@ import anyio.to_thread
 from eventstore import Database, Feed, Log
 from eventstore.errors import CallerMistake, RebuildRunning
 from projections.events import EventRedacted
+from projections.feeds import feed_of
 from projections.log_files import PathOf
 from projections.ndjson_file import FeedFile
 
@@ -72,10 +73,10 @@ async def _write_files_anew(database: Database, path_of: PathOf, stream: str, id
     log = Log(database)
     written = []
     for shown in await database.rows("feeds_with_events", stream=stream, first=min(ids), last=max(ids)):
-        row = await database.row(f"feed_of_{shown['stream'].split('_', 1)[0]}", stream=shown["stream"])
-        if row is not None:
-            path = path_of(row["workspace"], row["stream"])
-            if await _write_anew(log, path, Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])):
+        found = await feed_of(database, shown["stream"])
+        if found is not None:
+            path = path_of(found.workspace, shown["stream"])
+            if await _write_anew(log, path, found.feed):
                 written.append(path)
     return written
 

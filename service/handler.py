@@ -79,7 +79,7 @@ class Handler:
     async def run_and_build(self, run_id: str, *, upto: int = FOREVER) -> tuple[runs.Run, builds.Build | None]:
         """The run and the build that it is bound to, as of one event; UnknownThing where the run did not exist."""
         rows = await self.database.rows("run_and_build", run=run_id, upto=upto)
-        found = [Event(**{**row, "data": orjson.loads(row["data"])}) for row in rows]
+        found = [Event.of(row) for row in rows]
         run = runs.fold(run_id, found)
         if run.phase is Phase.NONE:
             raise UnknownThing(f"There is no run {run_id}.")

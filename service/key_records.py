@@ -1,13 +1,12 @@
 """Keys on record: made, listed, revoked, and the sessions that browsers open with them."""
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 
 from eventstore import Database
-from eventstore.clock import now
-from projections.events import KeyCreated, KeyRevoked
+from eventstore.clock import now, rfc3339
+from projections.events import KeyCreated, KeyRevoked, RoleName
 from service.keys import Key
 
 SESSION_S = 12 * 3600
@@ -26,7 +25,7 @@ class NewKey(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     name: Name
-    role: Literal["viewer", "operator", "admin"]
+    role: RoleName
     workspaces: list[Workspace] = pydantic.Field(min_length=1, max_length=100)
     expires_in_s: int | None = pydantic.Field(None, ge=1, le=LIFE_MAX_S)
 
@@ -39,7 +38,7 @@ async def make(database: Database, wanted: NewKey, by: str) -> Key:
         name=wanted.name,
         role=wanted.role,
         workspaces=wanted.workspaces,
-        expires_at=None if expires is None else f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        expires_at=None if expires is None else rfc3339(expires, "seconds"),
         requested_by=by,
     )
     await database.rows(

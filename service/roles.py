@@ -13,4 +13,4 @@ class Role(Enum):
     OPERATOR = "operator"
     """Also creates, cancels and uploads."""
     ADMIN = "admin"
-    """Also switches safe mode."""
+    """Also switches safe mode, makes and revokes keys."""

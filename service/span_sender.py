@@ -95,7 +95,7 @@ class SpanSender:
         statement = "run_and_build" if ended.stream.startswith("run_") else "control_events"
         named = {"run": ended.stream} if statement == "run_and_build" else {"streams": [ended.stream]}
         rows = await self._database.rows(statement, **named, upto=FOREVER)
-        events = [Event(**{**row, "data": orjson.loads(row["data"])}) for row in rows]
+        events = [Event.of(row) for row in rows]
         steps = Steps([event.id for event in events if event.type == "run.started"])
         if statement == "run_and_build":
             await self._read_steps(ended.stream, steps)

@@ -1,7 +1,6 @@
 """How a worker writes: under its lease, its lines in order, and through a database that may be away for a while."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import anyio
@@ -9,7 +8,7 @@ import orjson
 
 from eventstore import Append, Appender, Lease, NewEvent, Part, encode
 from eventstore.appender import BATCH_EVENTS
-from eventstore.clock import jitter, now
+from eventstore.clock import jitter, now, rfc3339
 from eventstore.errors import Unavailable
 from service.handler import Handler, State
 from service.work.lines import Line, Telemetry
@@ -50,8 +49,7 @@ class Writer:
                 return
             except Unavailable:  # perhaps they landed all the same: then their position is known when it comes again
                 pass
-        emitted_at = datetime.fromtimestamp(read_at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        await self._append(self._events(batch, {"emitted_at": emitted_at, **members}), PATIENCE_S)
+        await self._append(self._events(batch, {"emitted_at": rfc3339(read_at), **members}), PATIENCE_S)
 
     async def say(self, message: str, **members: Any) -> None:
         """A line of the service's own."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eventstore.clock import rfc3339
 from service.api import stats
-from service.api.shape import rfc3339
 from service.api.stats import StatsQuery
 from tests.shelves import CONFIG_NAMES, EPOCH, MOMENTS, OWN, WORK, Row, Shelves, made_up, shelves
 

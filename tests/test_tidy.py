@@ -253,7 +253,7 @@ def test_every_statement_is_there_and_is_used() -> None:
     assert called - statements().keys() == set()
     assert len(called) > 30
     texts = {text for module in modules() for text in strings(module)}
-    made = {"feed_of_run", "feed_of_build"}  # service.api.feeds and projections.log_files put these names together
+    made = {"feed_of_run", "feed_of_build"}  # projections.feeds puts these names together
     assert statements().keys() - texts - made == set()
 
 

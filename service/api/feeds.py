@@ -10,12 +10,15 @@ from starlette.responses import Response
 
 from eventstore import Feed, Line
 from eventstore.event import WORKSPACE
+from eventstore.log import FOREVER
 from eventstore.selection import Selection
+from projections import feeds
 from projections.events import registry
+from projections.feeds import FeedFound
 from service.api import logfile
 from service.api.console_lines import as_console
 from service.api.deployment import Deployment
-from service.api.query import FOREVER, Cursor, Flag, Text, Whole, wrong
+from service.api.query import Cursor, Flag, Text, Whole, wrong
 from service.api.request import caller, deployment, own
 from service.api.shape import Shape
 from service.api.streams import Form, Stream, Streamed, check_room, cursor, frame_of, wanted_form
@@ -91,25 +94,18 @@ class EventPage(Shape):
     )
 
 
-async def _feed(found: Deployment, stream: str) -> tuple[Feed, dict[str, Any]]:
-    kind = stream.split("_", 1)[0]
-    row = await found.database.row(f"feed_of_{kind}", stream=stream) if kind in {"run", "build"} else None
-    if row is None:
-        raise UnknownThing(f"There is no {kind} {stream}.")
-    return Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"]), row
-
-
-async def feed_of(found: Deployment, kind: str, name: str) -> tuple[Feed, dict[str, Any]]:
-    """The feed of a run or a build, and its row. Raises UnknownThing."""
-    if not name.startswith(f"{kind}_"):
+async def feed_of(found: Deployment, kind: str, name: str) -> FeedFound:
+    """The feed of a run or a build. Raises UnknownThing."""
+    shown = await feeds.feed_of(found.database, name) if name.startswith(f"{kind}_") else None
+    if shown is None:
         raise UnknownThing(f"There is no {kind} {name}.")
-    return await _feed(found, name)
+    return shown
 
 
 async def _events(request: Request, query: EventsQuery, kind: str) -> Any:
     found = deployment(request)
-    feed, _ = await feed_of(found, kind, request.path_params["id"])
-    return await _answer(request, query, found, feed)
+    shown = await feed_of(found, kind, request.path_params["id"])
+    return await _answer(request, query, found, shown.feed)
 
 
 async def _answer(request: Request, query: EventsQuery, found: Deployment, source: Source) -> Any:
@@ -172,9 +168,9 @@ async def _selection(request: Request, query: LogEventsQuery, found: Deployment)
 
 async def _logfile(request: Request, kind: str) -> Any:
     found = deployment(request)
-    feed, row = await feed_of(found, kind, request.path_params["id"])
-    upto = min(row["last_id"], FOREVER if feed.ended_id is None else feed.ended_id)
-    path = found.files.logfile(row["workspace"], feed.stream)
+    feed, workspace, last_id = await feed_of(found, kind, request.path_params["id"])
+    upto = min(last_id, FOREVER if feed.ended_id is None else feed.ended_id)
+    path = found.files.logfile(workspace, feed.stream)
     return await logfile.answer(request, found.log, feed, upto, path)
 
 
@@ -213,7 +209,7 @@ async def stream_of(
     found: Deployment, request: Request, query: Streamed, stream: str, *, on_hang_up: Any = None
 ) -> Stream:
     """The feed of something that was just created, from its first event: NDJSON, unless SSE is named in ``Accept``."""
-    feed, _ = await _feed(found, stream)
+    feed = (await feed_of(found, stream.partition("_")[0], stream)).feed
     form = Form.SSE if Form.SSE.value in request.headers.get("accept", "").lower() else Form.NDJSON
     frame, by = frame_of(query, form), caller(request)
     return Stream(found.hub, feed, feed.first_id - 1, form, frame, found.log_id, by, on_hang_up=on_hang_up)

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore.clock import now
+from projections.events import RoleName
 from service import key_records
 from service.api import answers
 from service.api.gate import COOKIE, session, shown
@@ -15,8 +16,6 @@ from service.api.shape import MaybeMoment, Moment, Shape
 from service.api.snapshots import List
 from service.errors import UnknownCaller, UnknownThing
 from service.keys import EVERYWHERE, SIGNED_S, Caller, Key, SignedPath
-
-RoleName = Literal["viewer", "operator", "admin"]
 
 
 class KeySnapshot(Shape):
@@ -167,7 +166,7 @@ async def sign_build(request: Request) -> Response:
 async def _sign(request: Request, kind: str) -> Response:
     found, until = deployment(request), int(now()) + SIGNED_S
     thing = request.path_params["id"]
-    if await found.database.row("workspace_of", id=thing) is None or not thing.startswith(kind[:-1] + "_"):
+    if not thing.startswith(kind[:-1] + "_") or await found.gate.workspace_of(thing) is None:
         raise UnknownThing(f"There is no {kind[:-1]} {thing}.")
     urls = {}
     for part in ("events", "logs", "logfile"):

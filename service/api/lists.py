@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore import Database
+from eventstore.log import FOREVER
 from projections.events import StopReason
 from service.api import answers
-from service.api.query import FOREVER, Flag, Moment, Query, Several, Text, Whole, wrong
+from service.api.query import Flag, Moment, Query, Several, Text, Whole, wrong
 from service.api.request import deployment, own
 from service.api.shape import Shape
 from service.api.snapshots import List

@@ -7,13 +7,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore.errors import StoreBug
+from eventstore.log import FOREVER
 from eventstore.random_access import place_of_id, place_of_seq, place_of_time
 from projections.entries import Entries, Window
 from projections.events import OutputName
 from service.api import answers
 from service.api.deployment import Deployment
 from service.api.feeds import feed_of
-from service.api.query import FOREVER, Cursor, Moment, Whole, whole
+from service.api.query import Cursor, Moment, Whole, whole
 from service.api.request import deployment
 from service.api.shape import Shape
 from service.api.streams import Form, cursor
@@ -122,10 +123,10 @@ async def _logs(request: Request, query: LogsQuery, kind: str, shape: type[Shape
 
 async def entries_of(found: Deployment, kind: str, name: str) -> Entries:
     """The entries of a run or a build. Raises UnknownThing."""
-    feed, _ = await feed_of(found, kind, name)
-    stream = await found.log.stream(feed.stream)
+    await feed_of(found, kind, name)
+    stream = await found.log.stream(name)
     if stream is None:
-        raise StoreBug(reason="a feed without a stream", stream=feed.stream)
+        raise StoreBug(reason="a feed without a stream", stream=name)
     return Entries(found.log, stream)
 
 

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
+from eventstore.log import FOREVER
 from service.errors import Malformed
 
-FOREVER = 2**63 - 1
 TEXT_MAX_CHARACTERS = 200
 
 

@@ -4,25 +4,20 @@ Times come as Unix seconds, and beside them as RFC 3339.
 """
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
 import pydantic
 from pydantic import Field
 from pydantic_core import PydanticUndefined
 
+from eventstore.clock import rfc3339
+
 Row = Mapping[str, Any]
 
 
-def rfc3339(seconds: float | None) -> str | None:
-    """Unix seconds as RFC 3339, to the microsecond."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def _rfc3339(row: Row, name: str) -> str | None:
-    return rfc3339(row.get(name))
+    at = row.get(name)
+    return None if at is None else rfc3339(at)
 
 
 def _seconds(row: Row, name: str) -> int | None:

@@ -20,6 +20,7 @@ from service.api.deployment import Deployment
 from service.api.request import Body, caller, deployment, own
 from service.api.shape import Moment, Seconds, Shape
 from service.api.snapshots import List
+from service.lag import LAG_EVENTS, UNSEALED_S
 
 logger = logging.getLogger("ade.ready")
 
@@ -27,9 +28,6 @@ HEARTBEAT_S = 5.0
 """A tail that has not looked for this long is not tailing."""
 DATABASE_TIMEOUT_S = 2.0
 """Who asks whether we are ready waits for seconds at the most; the pool waits longer for a database to come back."""
-LAG_EVENTS = 200_000
-UNSEALED_S = 60.0
-"""Events are sealed within a second; for this long only where the projector is not there, or will not."""
 DISK_FREE_BYTES = 256 * 2**20
 
 

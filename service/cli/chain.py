@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eventstore import Database, Log
-from eventstore.clock import now
+from eventstore.clock import now, rfc3339
 from eventstore.log import FOREVER
 from eventstore.seals import Sealer, sealed
 from eventstore.signed_head import Head
@@ -47,11 +46,7 @@ def head(
     with postgres(settings) as database:
         newest, origin, found = anyio.run(_head, database.url, signed)
         if signed and settings.signing_key is not None:
-            typer.echo(
-                found.sign(
-                    settings.signing_key, f"{datetime.fromtimestamp(now(), UTC):%Y-%m-%dT%H:%M:%SZ}"
-                ).model_dump_json()
-            )
+            typer.echo(found.sign(settings.signing_key, rfc3339(now(), "seconds")).model_dump_json())
         elif as_json:
             typer.echo(json.dumps({"head": newest, "origin": origin, **found.model_dump(exclude_none=True)}))
         else:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventstore.migrations import SchemaStatus
+from service.lag import LAG_EVENTS, UNSEALED_S
 
 OLDEST_MAJOR = 15
 SKEW_S = 5.0
 CONNECTIONS_LEFT = 40
 """About what the processes of one machine take together."""
-LAG_EVENTS = 200_000
-UNSEALED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

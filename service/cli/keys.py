@@ -1,12 +1,13 @@
 """``ade keys``: who may ask the API, for operators."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import pydantic
 import typer
 
 from eventstore import Database
+from projections.events import RoleName
 from service import key_records
 from service.cli import output
 from service.cli.database import account, postgres
@@ -24,7 +25,7 @@ DAY_S = 24 * 3600
 @app.command()
 def create(
     role: Annotated[
-        Literal["viewer", "operator", "admin"],
+        RoleName,
         typer.Option(help="viewer reads, operator also starts and stops, admin also governs."),
     ],
     workspace: Annotated[list[str], typer.Option("--workspace", "-w", help="Good for it; repeat it; * is all.")],

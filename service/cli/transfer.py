@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from eventstore import Database, Feed, Log
+from eventstore import Database, Log
 from eventstore.log import FOREVER
 from eventstore.migrations import migrate
 from eventstore.seals import Place, Sealer
 from eventstore.selection import Selection, select
 from projections.events import ACTED
+from projections.feeds import feed_of
 from projections.log_import import Imported, import_log, lines_of
 from projections.sqlite_file import write_sqlite
 from service.cli.database import postgres
@@ -85,10 +86,10 @@ async def _export(url: str, run: str | None, after: int, upto: int, write: Calla
         upto = min(upto, await log.head())  # before the feed: one that ends meanwhile is not read beyond its end
         feed = None
         if run is not None:
-            row = await database.row("feed_of_run", stream=run)
-            if row is None:
+            found = await feed_of(database, run) if run.startswith("run_") else None
+            if found is None:
                 return False
-            feed = Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"])
+            feed = found.feed
         while True:
             page = await (log.read_feed(feed, after, upto=upto) if feed else log.read(after, upto=upto))
             if not page:
