@@ -42,7 +42,7 @@ def _is_away(error: BaseException) -> bool:
 
 
 class Column(list[Any]):
-    """One parameter of ``append_events``: a column of values, sent as a binary array of a fixed type.
+    """One parameter of an append or an import: a column of values, sent as a binary array of a fixed type.
 
     psycopg's own list dumper picks the array's type by its values, so each batch would be another prepared statement.
     """

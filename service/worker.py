@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 
 from eventstore import Appender, Database, Lease, Leases
 from eventstore.clock import jitter, now, token_hex
-from eventstore.database import Connection, call, connect
+from eventstore.database import Connection, connect
 from eventstore.errors import Fenced, Unavailable
 from eventstore.tail import Hints
 from service import commands, metrics
@@ -249,15 +249,8 @@ class Worker:
                 await anyio.sleep(jitter(0.1, 0.5))
 
     async def _renew_all(self, connection: Connection) -> None:
-        held = {stream: one.lease.token for stream, one in self._held.items()}
-        rows = await call(
-            connection,
-            "renew_leases",
-            streams=list(held),
-            tokens=list(held.values()),
-            seconds=float(self._settings.lease_seconds),
-        )
-        for stream in self._held.keys() & held.keys() - {row["stream"] for row in rows}:
+        lost = await self._leases.renew({stream: held.lease for stream, held in self._held.items()}, connection)
+        for stream in self._held.keys() & lost:
             metrics.LEASES_LOST.inc()
             self._held[stream].scope.cancel()
 

@@ -1,19 +1,16 @@
 """The shapes of answers that several resources give."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import anyio
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from service.api import ranges
 from service.errors import UnknownThing
-
-CHUNK_BYTES = 256 * 1024
 
 
 def json(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -40,18 +37,8 @@ def download(request: Request, path: Path, row: Mapping[str, Any]) -> Response:
     start, stop = part or (0, size)
     if part is not None:
         headers |= ranges.content_range(start, stop, size)
-    body = _bytes(path, start, 0 if request.method == "HEAD" else stop)
+    body = ranges.read(path, start, 0 if request.method == "HEAD" else stop)
     return StreamingResponse(body, 200 if part is None else 206, headers, row["media_type"])
-
-
-async def _bytes(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
-    if start >= stop:
-        return
-    async with await anyio.open_file(path, "rb") as opened:
-        await opened.seek(start)
-        while start < stop and (piece := await opened.read(min(CHUNK_BYTES, stop - start))):
-            start += len(piece)
-            yield piece
 
 
 def _attachment(name: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -21,7 +20,6 @@ from projections.ndjson_file import End, end_of
 from service.api import ranges
 
 MEDIA_TYPE = "application/x-ndjson"
-_CHUNK = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +47,8 @@ class _Content:
                 return
 
     async def _pieces(self, start: int) -> AsyncIterator[bytes]:
-        if start < self.file.size:
-            async with await anyio.open_file(self.path, "rb") as opened:
-                await opened.seek(start)
-                left = self.file.size - start
-                while left > 0 and (piece := await opened.read(min(_CHUNK, left))):
-                    left -= len(piece)
-                    yield piece
+        async for piece in ranges.read(self.path, start, self.file.size):
+            yield piece
         after = self.file.last_id
         while page := await self.log.read_feed(self.feed, after, upto=self.upto):
             yield page.ndjson

@@ -1,11 +1,15 @@
-"""The part of a body that a request asks for (RFC 9110, one range of bytes)."""
+"""The part of a body that a request asks for (RFC 9110, one range of bytes), and the part of a file."""
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
+import anyio
 from starlette.requests import Request
 
 from service.errors import RangeNotSatisfiable
+
+CHUNK_BYTES = 256 * 1024
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
@@ -36,3 +40,14 @@ def span(request: Request, size: int, holds: Callable[[str], bool]) -> tuple[int
 def content_range(start: int, stop: int, size: int) -> dict[str, str]:
     """The headers of a partial answer."""
     return {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}
+
+
+async def read(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
+    """The bytes ``start..stop`` of a file, or as many of them as it has."""
+    if start >= stop:
+        return
+    async with await anyio.open_file(path, "rb") as opened:
+        await opened.seek(start)
+        while start < stop and (piece := await opened.read(min(CHUNK_BYTES, stop - start))):
+            start += len(piece)
+            yield piece

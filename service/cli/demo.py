@@ -18,6 +18,7 @@ from service.cli import feeds, output
 from service.cli.connection import Wrong, reported
 from service.cli.options import DETACHED
 from service.cli.output import Screen
+from service.cli.processes import stop
 from service.client import ANSWER_S, ClientError, Consumer, check, follow_async
 from service.files import Files
 from service.settings import Settings
@@ -81,16 +82,7 @@ async def _service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
             yield http
     finally:
         with anyio.CancelScope(shield=True):
-            await _stop(child)
-
-
-async def _stop(child: Child) -> None:
-    child.terminate()
-    with anyio.move_on_after(STOP_S) as waiting:
-        await child.wait()
-    if waiting.cancelled_caught:
-        child.kill()
-        await child.wait()
+            await stop([child], STOP_S)
 
 
 async def _ready(http: httpx.AsyncClient, child: Child) -> None:
