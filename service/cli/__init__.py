@@ -1,5 +1,5 @@
-"""The command line. User verbs (configs, builds, runs, stats) speak HTTP; operator verbs (log, db, keys, doctor, builds
-prune) open the database.
+"""The command line. User verbs (configs, builds, runs, stats, workers, safe-mode) speak HTTP; operator verbs (log, db,
+keys, doctor, builds prune) open the database.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 cannot reach the service.
 
