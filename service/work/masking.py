@@ -215,7 +215,8 @@ def _inside_base64(data: bytes, before: int, alphabet: bytes) -> Iterator[tuple[
     last = (before + len(data)) * 8 // 6
     core = encoded[first:last]
     shared = "[A-Za-z0-9+/_-]?"
-    yield core, (shared if before else "") + _written(core) + (f"{shared}={{0,2}}")
+    after = shared if len(encoded) > last else ""  # where nothing is shared, it is the first one of the next secret
+    yield core, (shared if before else "") + _written(core) + after + "={0,2}"
 
 
 def _written(text: str) -> str:
