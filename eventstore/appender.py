@@ -5,6 +5,7 @@ whoever needs order between the lanes awaits the first append. A lost connection
 twice (see ``Append.repeatable``) is sent again; only what may not is given back as :class:`Unavailable`.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from eventstore.clock import jitter
 from eventstore.database import BigInts, Bools, Connection, Database, Ints, Text, Texts, call, connect
 from eventstore.errors import Conflict, Fenced, InvalidEvent, KeyReused, StoreBug, TooLarge, Unavailable
 from eventstore.event import Append, Appended, NewEvent
+
+logger = logging.getLogger("ade.appender")
 
 BATCH_EVENTS = 4_000
 BATCH_BYTES = 8 * 2**20
@@ -108,6 +111,7 @@ class Appender:
         self._connection: Connection | None = None
         self._hint = anyio.Event()
         self._moved = False
+        self._away = False
 
     async def append(self, append: Append, *, patience_s: float = PATIENCE_S) -> Appended:
         """Lands the append, or raises Conflict, Fenced, KeyReused, InvalidEvent, TooLarge or Unavailable."""
@@ -167,8 +171,10 @@ class Appender:
         while batch:
             try:
                 await self._send(batch)
+                self._tell(None)
                 return
             except Unavailable as away:
+                self._tell(away)
                 await self._disconnect()
                 batch = _who_can_wait(batch, away)
                 await anyio.sleep(jitter(delay_s / 2, delay_s))
@@ -196,6 +202,18 @@ class Appender:
         new = [waiting for waiting, row in zip(batch, rows, strict=True) if row["outcome"] == "appended"]
         if new:
             self._observe(_landed(new, took_s))
+
+    def _tell(self, away: Unavailable | None) -> None:
+        """Says once that nothing can be written, and why, and once that it can be again: engines stand still meanwhile,
+        and a full disk of the database shows nowhere else."""
+        if (away is not None) == self._away:
+            return
+        self._away = away is not None
+        if away is not None:
+            reason = str(away.facts.get("reason")).partition("\n")[0]
+            logger.warning("the database takes no events; what writes waits", extra={"reason": reason})
+        else:
+            logger.warning("the database takes events again")
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -23,6 +23,9 @@ TRANSACTIONS = "SELECT count(DISTINCT xmin::text) FROM events"
 WAITING = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
+TERMINATED = """SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
 
 def to(stream: str, *events: NewEvent, expect: int | None = None, key: str | None = None) -> Append:
     return Append((Part(stream, events, "ws", expect),), key)
@@ -240,6 +243,24 @@ async def test_a_database_that_is_away_is_told(
     assert told.value.facts.get("landed") == landed
     if landed is None:
         assert time.monotonic() - begun >= patience_s
+
+
+async def test_an_outage_and_its_end_are_said_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """With the reason: a disk of the database that is full shows nowhere else, and engines stand still."""
+    async with anyio.create_task_group() as tasks:
+        landing = Landing(store, tasks)
+        with nothing_lands(store):
+            for name in ("first", "second"):
+                landing.start(name, to(f"job_{name}", NOTED, key=name))
+                await in_flight(store)
+                ask(store, TERMINATED)
+    assert [outcome for outcome in landing.outcomes.values() if not isinstance(outcome, Appended)] == []
+    said = [(record.getMessage(), record.__dict__.get("reason", "")) for record in caplog.records]
+    assert [message for message, _ in said] == [
+        "the database takes no events; what writes waits",
+        "the database takes events again",
+    ]
+    assert "terminat" in said[0][1]
 
 
 async def test_the_last_append_is_hinted_though_its_appender_stops(url: str) -> None:
