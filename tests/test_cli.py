@@ -354,6 +354,37 @@ def test_a_service_that_is_not_there(service: Service, url: str) -> None:
     assert "Is `ade serve` running?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "env", "message"),
+    [
+        ("runs list --json > /dev/full", {}, "error: No space left on device\n"),
+        ("log head > /dev/full", {}, "error: No space left on device\n"),
+        (
+            "log head",
+            {"ADE_DATABASE_URL": None, "ADE_DATA_DIR": "/dev/null/x"},
+            "error: /dev/null/x: Not a directory\n",
+        ),
+        ("worker", {"ADE_DATA_DIR": "/dev/null/x"}, "Not a directory\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    service: Service, actor: str, command: str, env: dict[str, str | None], message: str
+) -> None:
+    """A full disk, or a folder that cannot be made: exit code 2, and no traceback."""
+    assert actor  # there is something to list
+    known = {**service.env, "PATH": os.environ["PATH"], "ADE_DATABASE_URL": service.database_url, **env}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m service.cli {command}"],
+        env={name: value for name, value in known.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.endswith(message)
+
+
 def test_a_reader_that_leaves_is_no_error(service: Service, actor: str) -> None:
     """`ade … | head -1` ends without a traceback."""
     with service.http as http:

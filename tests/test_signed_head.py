@@ -176,6 +176,8 @@ def test_a_sound_log(ade: Ade, told: str) -> None:
         "count": 0,
     }
     assert ade("head").stdout.endswith(" at 12, sealed up to 12\n")
+    for first in (13, 5000):
+        assert ade("verify", "--from", first).stdout.startswith("There was nothing to compare")
 
 
 async def seal(url: str) -> None:
@@ -247,8 +249,11 @@ def test_a_head_that_was_kept(
         ("verify", "--head", "{folder}/head", "--public-key", "{folder}/no_head"),
         ("verify", "--public-key", "{folder}/head"),
         ("verify", "--from", "0"),
+        ("verify", "--from", "7", "--to", "6"),
+        ("export", "--from", "7", "--to", "6"),
         ("redact", "run_1", "7"),
         ("redact", "run_1", "--reason", "x"),
+        ("redact", "run_1", "7", "--reason", " "),
         ("redact", "run_1", "0", "--reason", "x"),
         ("redact", "run_1", "4", "--reason", "x"),
         ("redact", "run_2", "7", "--reason", "x"),

@@ -8,6 +8,7 @@ whole API, take half a second.
 """
 
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -97,4 +98,10 @@ def main() -> None:
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             name = "ADE_" + str(item["loc"][0]).upper() if item["loc"] else "settings"
             print(f"{name}: {item['msg']}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # the machine's, not ours: a folder that cannot be made, a full disk behind stdout
+        what = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
+        with suppress(OSError):
+            sys.stdout.close()  # what it holds is not tried again
         sys.exit(2)

@@ -85,6 +85,8 @@ def verify(
         raise typer.BadParameter("a public key belongs to a head: give --head, too")
     if kept is not None and (first, last) != (1, FOREVER):
         raise typer.BadParameter("a head is compared with the whole log: leave out --from and --to")
+    if first > last:
+        raise typer.BadParameter("nothing lies between --from and --to: --from is the larger one")
     head = None if kept is None else _read_head(kept)
     with postgres(Settings()) as database, Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("verify", total=None)
@@ -143,8 +145,11 @@ def _report(found: Verified, about_head: list[str], *, as_json: bool) -> None:
         typer.echo(f"{BAD} event {finding.id} {finding.what}")
     if found.count > len(found.findings):
         typer.echo(f"{BAD} and {found.count - len(found.findings)} more")
-    if sound and found.first_id <= found.sealed.id:
-        typer.echo(f"{GOOD} events {found.first_id} to {min(found.last_id, found.sealed.id)} are as they were sealed")
+    upto = min(found.last_id, found.sealed.id)
+    if sound and found.first_id <= upto:
+        typer.echo(f"{GOOD} events {found.first_id} to {upto} are as they were sealed")
+    elif sound:
+        typer.echo("There was nothing to compare: no sealed event lies there.")
     typer.echo(f"sealed up to {found.sealed.id}; not sealed yet: {found.unsealed}")
     raise typer.Exit(0 if sound else FAILED)
 
@@ -158,6 +163,8 @@ def redact(
 ) -> None:
     """Erase the text of events from the log, its tables and the log files of this machine, for good."""
     log_to_stderr(quiet=True)
+    if not reason.strip():
+        raise typer.BadParameter("it is erased for good: --reason must say why")
     settings = Settings()
     asked = EventRedacted(
         stream=stream,

@@ -48,6 +48,8 @@ def export(
         return
     if run is not None and audit:
         raise typer.BadParameter("an audit is of the whole deployment: give --run or --audit")
+    if after > upto:
+        raise typer.BadParameter("nothing lies between --from and --to: --from is the larger one")
     with postgres(Settings()) as database, _output(zipped=zipped) as write:
         if audit:
             anyio.run(export_audit, database.url, after - 1, upto, write)
