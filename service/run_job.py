@@ -76,7 +76,11 @@ class RunJob(Job):
         if build is None:
             return run_completed("failed", "failed", error_message="The run was bound to no build.")
         if build.status != "active":
-            why = f"The build {build.id} {build.status}: {build.error_message or build.summary}"
+            why = (
+                f"The build {build.id} was canceled"
+                if build.status == "canceled"
+                else f"The build {build.id} failed: {build.error_message or build.summary}"
+            )
             return run_completed("failed", "build_failed", error_message=why)
         options = RunOptions.model_validate(run.options)
         folder = self._shop.files.build(run.workspace_id, run.config_id, build.id)
@@ -150,7 +154,7 @@ class RunJob(Job):
                 return CANCELED
             if time.left_s <= 0:
                 return run_completed("failed", "timeout", error_message=time.up)
-            why = f"There is no usable venv: {failed} Start the run again with `force_rebuild`."
+            why = f"There is no usable venv: {str(failed).rstrip('.')}. Start the run again with `force_rebuild`."
             return run_completed("failed", "build_failed", exit_code=NO_VENV, error_message=why)
         return None
 
