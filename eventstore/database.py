@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 
-from eventstore.errors import DependedOn, LockTimeout, Unavailable
+from eventstore.errors import DependedOn, LockTimeout, NoLog, Unavailable
 from eventstore.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -257,5 +257,7 @@ class _world:  # noqa: N801 - reads as a block: with _world()
             raise LockTimeout(reason=str(error).strip()) from error
         if isinstance(error, psycopg.errors.DependentObjectsStillExist):
             raise DependedOn(reason=error.diag.message_detail) from error
+        if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
+            raise NoLog(reason=error.diag.message_primary) from error
         if error is not None and _is_away(error):
             raise Unavailable(reason=str(error).strip()) from error

@@ -33,6 +33,10 @@ class TooLarge(CallerMistake):
     """One append may not be larger than the log takes at once."""
 
 
+class NoLog(CallerMistake):
+    """This database holds no log, or that of another release. If it is the right one, `ade db migrate` sees to it."""
+
+
 class WorldMovedOn(EventStoreError):
     """Somebody else was faster."""
 

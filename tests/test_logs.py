@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,6 +144,7 @@ def test_a_service_tells_what_it_is_what_fails_and_what_became_of_runs(service: 
 
     versions = line(process="api", event="the API begins")
     assert versions.keys() >= {"ade", "python", "postgresql", "schema"}
+    assert re.fullmatch(r"\d{4}_\w+", versions["schema"])
     assert "GET /api/v1/runs/{id}" in line(process="api", event="routes are mounted")["routes"]
     failed = line(module="ade.access", request_id=answer.headers["X-Request-ID"])
     assert (failed["route"], failed["status"], failed["method"]) == ("/api/v1/runs/{id}", 400, "GET")

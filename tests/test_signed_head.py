@@ -18,7 +18,7 @@ from eventstore.signed_head import BadKey, Head
 from projections import events, redaction
 from service import commands
 from service.cli import app
-from tests.conftest import ROOT, Store, open_store
+from tests.conftest import ROOT, Server, Store, open_store
 from tests.histories import WORKSPACE, line, rows, run_created, run_started
 from tests.test_docs import blocks
 from tests.test_seals import tamper
@@ -151,7 +151,10 @@ def ade(told: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ade]:
 def test_a_sound_log(ade: Ade, told: str) -> None:
     """Exit code 0; how far it is sealed, and how many events are not."""
     found = ade("verify")
-    assert (found.exit_code, found.stdout) == (0, "sealed up to 0; not sealed yet: 12\n")
+    assert (found.exit_code, found.stdout) == (
+        0,
+        "There was nothing to compare: no sealed event lies there.\nsealed up to 0; not sealed yet: 12\n",
+    )
     assert json.loads(ade("head", "--json").stdout) == {
         "head": 12,
         "origin": None,
@@ -268,6 +271,38 @@ def test_what_makes_no_sense_is_wrong_usage(ade: Ade, tmp_path: Path, arguments:
     assert found.exit_code == 2, found.output
     assert "Traceback" not in found.output
     assert json.loads(ade("head", "--json").stdout)["head"] == 12
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("log", "head"),
+        ("log", "head", "--json"),
+        ("log", "verify"),
+        ("log", "verify", "--tables"),
+        ("log", "redact", "run_1", "7", "--reason", "x"),
+        ("log", "export"),
+        ("log", "export", "--audit"),
+        ("log", "export", "--sqlite", "{folder}/log.db"),
+        ("log", "rebuild"),
+        ("keys", "list"),
+        ("keys", "create", "--role", "admin", "--workspace", "*"),
+        ("keys", "revoke", "key_1"),
+        ("builds", "prune"),
+        ("db", "backup", "{folder}/backup"),
+    ],
+)
+def test_a_database_without_a_log_is_told(
+    ade: Ade, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """The wrong folder, or the wrong address: exit code 2 and a sentence, not a traceback; and nothing is made."""
+    assert ade("head").exit_code == 0
+    monkeypatch.setenv("ADE_DATABASE_URL", server.url("postgres"))
+    monkeypatch.setenv("ADE_DATA_DIR", str(tmp_path / "data"))
+    found = CliRunner().invoke(app, [argument.format(folder=tmp_path) for argument in arguments])
+    assert (found.exit_code, type(found.exception)) == (2, SystemExit), found.output
+    assert "holds no log" in " ".join(found.output.split())
+    assert list(tmp_path.glob("*.*")) == []
 
 
 # The page

@@ -15,7 +15,7 @@ logger = logging.getLogger("ade.api")
 async def greet(database: Database, routes: Sequence[BaseRoute]) -> None:
     """Logs the versions and the routes."""
     server = await database.row("server_settings")
-    schema = [row["name"] for row in await database.rows("migrations")]
+    schema = [row["name"] for row in await database.rows("migrations") if row["name"] != "functions"]
     versions = {
         "ade": version("ade-runs"),
         "python": python_version(),

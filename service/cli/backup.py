@@ -30,10 +30,6 @@ LOOK_S = 0.2
 FILES = "documents, artifacts, log files, config packages and venvs: they lie under ADE_DATA_DIR"
 
 
-class NoLog(CallerMistake):
-    """There is no log in this database yet."""
-
-
 class ProgramFailed(CallerMistake):
     """PostgreSQL's own program failed, and has said why; what it had begun is undone."""
 
@@ -65,10 +61,8 @@ def backup(
 
 async def _backup(url: str, making: Path, settings: Settings) -> int:
     async with await connect(url) as connection:
-        if not (await call(connection, "has_events_table"))[0]["known"]:
-            raise NoLog
-        major = (await call(connection, "server"))[0]["major"]
         head = (await call(connection, "head"))[0]["head"]
+        major = (await call(connection, "server"))[0]["major"]
     # Not the tables that a rebuild is about to swap in.
     options = ["--format=custom", "--no-password", "--exclude-schema=next", "--exclude-schema=past"]
     database, password = without_password(url)
