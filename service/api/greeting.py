@@ -8,6 +8,7 @@ from platform import python_version
 from starlette.routing import BaseRoute, Route
 
 from eventstore import Database
+from eventstore.migrations import compare
 
 logger = logging.getLogger("ade.api")
 
@@ -15,12 +16,12 @@ logger = logging.getLogger("ade.api")
 async def greet(database: Database, routes: Sequence[BaseRoute]) -> None:
     """Logs the versions and the routes."""
     server = await database.row("server_settings")
-    schema = [row["name"] for row in await database.rows("migrations") if row["name"] != "functions"]
+    schema = compare({row["name"]: row["digest"] for row in await database.rows("migrations")})
     versions = {
         "ade": version("ade-runs"),
         "python": python_version(),
         "postgresql": server["version"] if server else "",
-        "schema": schema[-1] if schema else "",
+        "schema": max(schema.applied + schema.ahead, default=""),
     }
     logger.info("the API begins", extra=versions)
     mounted = [(method, route.path) for route in routes if isinstance(route, Route) for method in route.methods or ()]
