@@ -89,6 +89,20 @@ class Settings(BaseSettings):
     config_max_bytes: int = Field(64 * 2**20, ge=1024, description="The largest config package that is taken in.")
     document_max_bytes: int = Field(512 * 2**20, ge=1024, description="The largest document that is taken in.")
 
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, address: str | None) -> str | None:
+        if address is not None and not re.match(r"postgres(ql)?://", address):
+            raise ValueError("an address begins with postgresql://")
+        return address
+
+    @field_validator("url", "otlp_endpoint")
+    @classmethod
+    def _http(cls, address: str | None) -> str | None:
+        if address is not None and not re.match(r"https?://.", address):
+            raise ValueError("an address begins with http:// or https://")
+        return address
+
     @field_validator("mask_patterns")
     @classmethod
     def _usable(cls, patterns: str | None) -> str | None:

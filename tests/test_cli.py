@@ -340,6 +340,30 @@ def test_what_is_wrong_is_said_on_stderr(service: Service, tmp_path: Path, argum
     assert message in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "arguments", "message"),
+    [
+        ({}, ["serve", "--port", "99999"], "--port"),
+        ({"ADE_DATABASE_URL": "mysql://x/y"}, ["db", "status"], "ADE_DATABASE_URL: an address begins with postgresql"),
+        ({"ADE_OTLP_ENDPOINT": "localhost:4318"}, ["serve"], "ADE_OTLP_ENDPOINT: an address begins with http"),
+        ({"ADE_URL": "localhost:8000"}, ["runs", "list"], "ADE_URL: an address begins with http"),
+        ({"ADE_DATA_DIR": "a-file/data"}, ["db", "status"], "a-file/data: Not a directory"),
+        ({"ADE_DATA_DIR": "data", "ADE_RUNS_DIR": "a-file"}, ["worker"], "a-file: File exists"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(
+    tmp_path: Path, wrong: dict[str, str], arguments: list[str], message: str
+) -> None:
+    """Exit code 2 and one sentence. Each was seen to end in a traceback, or in spans that nobody got."""
+    (tmp_path / "a-file").touch()
+    env = {"PATH": os.environ["PATH"], **wrong}
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_a_wrong_option_names_its_field(service: Service, actor: str) -> None:
     refused = ade(service, "runs", "start", actor, "--timeout", "999999999", code=2)
     assert "`options.timeout_s`" in refused.stderr

@@ -97,7 +97,7 @@ def main() -> None:
             raise
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             name = "ADE_" + str(item["loc"][0]).upper() if item["loc"] else "settings"
-            print(f"{name}: {item['msg']}", file=sys.stderr)
+            print(f"{name}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # the machine's, not ours: a folder that cannot be made, a full disk behind stdout
         what = f"{error.filename}: " if error.filename is not None else ""
