@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 
 import anyio
 import orjson
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from eventstore.log import FOREVER
 from eventstore.tail import LOG, Hints
 from service import key_records
+from service.api.keys import KeySnapshot
 from service.cli import app as command_line
 from service.cli.transfer import export_audit
 from service.key_records import NewKey
@@ -292,7 +294,9 @@ def test_the_commands(url: str) -> None:
     mine, first = map(json.loads, listed.splitlines())
     assert {**mine, "key": made["key"]} == made
     assert (first["id"], first["role"], first["workspaces"], first["state"]) == (key.id, "viewer", ["b", "a"], "live")
-    assert first["expires_at"] - first["created_at"] == pytest.approx(24 * 3600, abs=5)
+    assert first.keys() == KeySnapshot.model_fields.keys()
+    lives = datetime.fromisoformat(first["expires_at"]) - datetime.fromisoformat(first["created_at"])
+    assert lives.total_seconds() == pytest.approx(24 * 3600, abs=5)
     assert key.secret not in listed
     assert [ade(url, "keys", "revoke", key.id, "--reason", "lost").exit_code for _ in range(2)] == [0, 2]
     assert re.search(rf"{key.id} .* revoked\n", ade(url, "keys", "list").stdout)
@@ -306,12 +310,20 @@ def test_the_commands(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--role", "owner", "-w", "a"], ["--role", "viewer"], ["--role", "viewer", "-w", "A"]]
+    ("option", "wrong"),
+    [
+        ("--role", ["--role", "owner", "-w", "a"]),
+        ("--workspace", ["--role", "viewer"]),
+        ("--workspace", ["--role", "viewer", "-w", "A"]),
+        ("--expires", ["--role", "viewer", "-w", "a", "--expires", "0"]),
+        ("--name", ["--role", "viewer", "-w", "a", "--name", "\x01"]),
+    ],
 )
-def test_a_key_that_makes_no_sense_is_refused(url: str, wrong: list[str]) -> None:
-    """By one line, before anything is written."""
+def test_a_key_that_makes_no_sense_is_refused(url: str, option: str, wrong: list[str]) -> None:
+    """By one line that names the option, before anything is written."""
     done = ade(url, "keys", "create", *wrong)
     assert done.exit_code == 2
+    assert option in done.output
     assert "Traceback" not in done.output
 
 

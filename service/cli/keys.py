@@ -20,6 +20,12 @@ from service.settings import Settings
 app = typer.Typer(no_args_is_help=True)
 
 DAY_S = 24 * 3600
+WRONG = {
+    "name": "--name has 1 to 100 characters, and no control character among them.",
+    "workspaces": "--workspace is '*', or has lower-case letters, digits and `-`: at most 63; give 1 to 100 of them.",
+    "expires_in_s": "--expires is at least a second and at most ten years.",
+}
+"""What is wrong with a key, by the field that does not fit."""
 
 
 @app.command()
@@ -43,7 +49,7 @@ def create(
         )
     except pydantic.ValidationError as error:
         found = error.errors()[0]
-        raise typer.BadParameter(f"{found['loc'][0]}: {found['msg']}") from error
+        raise typer.BadParameter(WRONG.get(str(found["loc"][0]), found["msg"])) from error
     log_to_stderr(quiet=True)
 
     async def make(url: str) -> dict[str, Any]:
@@ -54,10 +60,17 @@ def create(
     with postgres(Settings()) as database:
         made = anyio.run(make, database.url)
     if as_json:
-        output.json(made)
+        output.json({**_as_answered(made), "key": made["key"]})
         return
     typer.echo(made["key"])
     typer.echo(f"{made['id']}; it is shown this once. Give it as ADE_API_KEY, or in the header X-API-Key.", err=True)
+
+
+def _as_answered(row: dict[str, Any]) -> dict[str, Any]:
+    """The key as ``GET /keys`` shows it."""
+    from service.api.keys import KeySnapshot
+
+    return KeySnapshot.of(row)
 
 
 @app.command("list")
@@ -73,7 +86,7 @@ def list_(as_json: AsJson = False) -> None:
         keys = anyio.run(read, database.url)
     if as_json:
         for key in keys:
-            output.json(key)
+            output.json(_as_answered(key))
         return
     heads = ("KEY", "NAME", "ROLE", "WORKSPACES", "CREATED", "USED", "STATE")
     rows = [
