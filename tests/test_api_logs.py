@@ -83,6 +83,7 @@ def run_created(http: httpx.Client, run: dict[str, Any]) -> int:
         ("around=2&tail=2", "around"),
         ("around_seq=2&around_time=3", "around_time"),
         ("before_id=0", "before_id"),
+        ("tail=0", "tail"),
         ("around=x", "around"),
         ("around_time=soon", "around_time"),
     ],

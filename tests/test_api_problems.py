@@ -210,6 +210,21 @@ def test_a_bad_as_of_is_400(http: httpx.Client, run: engine.Json, query: str) ->
     assert problem(http.get(f"/runs/{run['id']}?{query}"), 400, "malformed")["parameter"] == "as_of"
 
 
+def test_as_of_what_has_not_happened_is_409(http: httpx.Client, run: engine.Json) -> None:
+    """It is a cursor like after_id: what is now is no answer about later, nor one log about another."""
+    head = engine.told(http.get("/events/head"))["head"]
+    for path in (f"/runs/{run['id']}", f"/builds/{run['build_id']}"):
+        assert http.get(path, params={"as_of": head}).status_code == 200
+        problem(http.get(path, params={"as_of": head + 1_000_000}), 409, "cursor-ahead")
+        problem(http.get(path, params={"as_of": head, "log_id": "log_x"}), 409, "other-log")
+
+
+def test_a_slash_too_many_is_404(service: Service, http: httpx.Client) -> None:
+    """No redirect: it would name the address that the service sees, not the one of the proxy."""
+    problem(http.get("/runs/"), 404, "not-found")
+    problem(httpx.get(f"{service.url}/docs/"), 404, "not-found")
+
+
 # Who asks
 
 

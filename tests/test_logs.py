@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -62,4 +62,6 @@ def create_app(settings: Settings, url: str) -> Starlette:
     # Where nobody needs a key, a page of elsewhere could do all that its visitor can.
     strict = [Middleware(SameOrigin)] if settings.auth == "off" else []
     middleware = [Middleware(Heads, settings.origins), Middleware(AccessLog), *strict, Middleware(PlainPath)]
-    return App(routes=routes(), lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
+    app = App(routes=routes(), lifespan=lifespan, middleware=middleware, exception_handlers=dict(HANDLERS))
+    app.router.redirect_slashes = False  # a path is as it is described; behind a proxy the address would be a wrong one
+    return app

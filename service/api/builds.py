@@ -14,7 +14,7 @@ from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.runs import CancelBody
 from service.api.snapshots import BuildSnapshot, BuildStatus
-from service.api.streams import Streamed, check_room
+from service.api.streams import Streamed, check_kept, check_room
 from service.errors import UnknownThing
 
 
@@ -69,6 +69,7 @@ async def show(request: Request, query: AsOf) -> Response:
     """Show a build, now or as of an event."""
     found, build_id = deployment(request), request.path_params["id"]
     if query.as_of is not None:
+        await check_kept(query.as_of, query, found.log, found.log_id)
         return answers.json(await _as_of(found, build_id, query.as_of))
     return answers.json(await _snapshot(found, build_id))
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from service import errors
 from service.api.gate import names_a_thing
-from service.api.query import Cursor, Query, parse
+from service.api.query import OfLog, Query, parse
 from service.api.request import Body, deployment, json_body
 from service.api.shape import Shape
 from service.api.snapshots import List
@@ -186,7 +186,7 @@ class Endpoint:
             found.add(errors.KeyReuse)
         if RANGE in self.takes:
             found.add(errors.RangeNotSatisfiable)
-        if issubclass(self.query, Cursor):
+        if issubclass(self.query, OfLog):
             found |= {errors.CursorAhead, errors.OtherLog, errors.CursorGone}
         return tuple(sorted(found, key=lambda kind: (kind.status, kind.slug)))
 

@@ -32,7 +32,9 @@ class LogsQuery(Cursor):
 
     limit: Whole = Field(LOG_ENTRIES, ge=1, le=LOG_ENTRIES, description="How many at most.")
     before_id: _Id | None = Field(None, description="The last ones before this event.")
-    tail: Whole = Field(0, ge=0, le=LOG_ENTRIES, description="The last so many.")
+    tail: Annotated[int, Field(ge=1, le=LOG_ENTRIES), BeforeValidator(whole)] | None = Field(
+        None, description="The last so many."
+    )
     around: _Id | None = Field(
         None, description="Half of them before this event, half from it on. Behind the end stands for the end."
     )
@@ -136,7 +138,7 @@ async def _window(found: Deployment, entries: Entries, query: LogsQuery) -> Wind
         both = f"`{given[0]}` and `{given[1]}` are two places: give one."
         raise Malformed(both, parameter=given[1])
     database, stream = found.database, entries.stream.stream
-    if query.tail:
+    if query.tail is not None:
         return await entries.before(entries.end, query.tail)
     if query.before_id is not None:
         return await entries.before(await place_of_id(database, stream, query.before_id), query.limit)

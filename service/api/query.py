@@ -71,7 +71,15 @@ class Query(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
-class AsOf(Query):
+class OfLog(Query):
+    """What names an event, and may say of which log."""
+
+    log_id: str | None = Field(
+        None, description="The log that the event's id is of (`ADE-Log-Id`); another one is refused with 409."
+    )
+
+
+class AsOf(OfLog):
     """The moment of a snapshot."""
 
     # The limits stand before the reading: behind it, and beside None, pydantic leaves them out of the JSON schema.
@@ -80,14 +88,11 @@ class AsOf(Query):
     )
 
 
-class Cursor(Query):
+class Cursor(OfLog):
     """A place in the log."""
 
     after_id: Whole = Field(
         0, ge=0, le=FOREVER, description="What you have: everything up to and including this event."
-    )
-    log_id: str | None = Field(
-        None, description="The log that `after_id` is of (`ADE-Log-Id`); another one is refused with 409."
     )
 
 
@@ -107,8 +112,9 @@ def parse(request: Request, model: type[Asked]) -> Asked:
         first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        known = ", ".join(f"`{one}`" for one in parameters(model)) or "none"
-        raise Malformed(f"`{name}` is no parameter of this; there are: {known}.", parameter=name)
+        known = ", ".join(f"`{one}`" for one in parameters(model))
+        why = f"is no parameter of this; there are: {known}" if known else "is no parameter of this, which takes none"
+        raise Malformed(f"`{name}` {why}.", parameter=name)
     must = first["msg"] if first["type"] == "parameter" else _must(parameters(model)[name])
     raise Malformed(f"`{name}` {must}.", parameter=name)
 

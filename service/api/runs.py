@@ -14,7 +14,7 @@ from service.api.deployment import Deployment
 from service.api.query import AsOf, Several, Text
 from service.api.request import Body, caller, deployment, idempotency
 from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
-from service.api.streams import Streamed, check_room
+from service.api.streams import Streamed, check_kept, check_room
 from service.errors import AlreadyEnded, UnknownThing
 from service.keys import Caller
 
@@ -87,6 +87,7 @@ async def show(request: Request, query: AsOf) -> Response:
     """
     found, run_id = deployment(request), request.path_params["id"]
     if query.as_of is not None:
+        await check_kept(query.as_of, query, found.log, found.log_id)
         return answers.json(await _as_of(found, run_id, query.as_of))
     return answers.json(await _snapshot(found, run_id))
 

@@ -21,7 +21,7 @@ from eventstore.clock import jitter
 from service import metrics
 from service.api.console_lines import as_console
 from service.api.headers import with_added
-from service.api.query import Cursor, Flag, Query
+from service.api.query import Cursor, Flag, OfLog, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog, TooManyRequests
 from service.hub import Frame, Hub, Source, Viewer
 from service.keys import Caller
@@ -142,27 +142,32 @@ def frame_of(query: Streamed, form: Form) -> Frame:
 
 
 async def cursor(request: Request, query: Cursor, log: Log, log_id: str, form: Form) -> int:
-    """The id that the client has reached, checked against the log itself: a lagging node refuses nobody."""
+    """The id that the client has reached. Raises what :func:`check_kept` does."""
     after = query.after_id
     if form is Form.SSE and (text := request.headers.get("last-event-id")) is not None:
         if not (text.isascii() and text.isdigit() and len(text) <= 19):
             raise Malformed("`Last-Event-ID` must be the id of an event: decimal digits.", parameter="Last-Event-ID")
         after = int(text)
+    await check_kept(after, query, log, log_id)
+    return after
+
+
+async def check_kept(event_id: int, query: OfLog, log: Log, log_id: str) -> None:
+    """The log itself is asked, so a lagging node refuses nobody. Raises OtherLog, CursorAhead, CursorGone."""
     if query.log_id is not None and query.log_id != log_id:
         raise OtherLog("The cursor comes from another log; start again from 0.", log_id=log_id)
-    if after > 0:
+    if event_id > 0:
         identity = await log.identity()
-        if after > identity.head:
+        if event_id > identity.head:
             raise CursorAhead(
                 f"The newest event is {identity.head}. Was the log restored? Check `log_id`.",
                 head=identity.head,
                 log_id=log_id,
             )
-        if after < identity.oldest - 1:
+        if event_id < identity.oldest - 1:
             raise CursorGone(
                 f"Events are kept from {identity.oldest} on.", oldest_id=identity.oldest, newest_id=identity.head
             )
-    return after
 
 
 def check_room(caller: Caller) -> None:
