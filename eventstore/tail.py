@@ -4,7 +4,6 @@ A hint is a notification that somebody appended. Polling is the truth that a hin
 hint changes nothing, so a dropped connection or a restarted server is waited out here and nobody else notices.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -30,8 +29,6 @@ class Hints:
         self._channel = channel
         self._poll_s = poll_s
         self._next = anyio.Event()
-        self.heartbeat = time.monotonic()
-        """When the channel was last known to be alive."""
 
     def next(self) -> Callable[[], Awaitable[None]]:
         """What to await for the next hint. Ask for it *before* reading, so that no hint falls between the two."""
@@ -54,7 +51,6 @@ class Hints:
         while True:
             try:
                 async for _ in self._database.listen(self._channel):
-                    self.heartbeat = time.monotonic()
                     self.pulse()
             except Unavailable:
                 await anyio.sleep(jitter(0.2, 1.0))

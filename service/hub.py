@@ -23,7 +23,7 @@ from eventstore.clock import jitter
 from eventstore.errors import Unavailable
 from eventstore.log import PAGE
 from eventstore.selection import News, Selection, select
-from eventstore.tail import Hints
+from eventstore.tail import POLL_S, Hints
 from service import metrics
 from service.keys import ANYBODY, Caller
 
@@ -261,6 +261,7 @@ class Watch(Generic[S]):
         self.head = 0
         """From here on redactions are looked for."""
         self.heartbeat = time.monotonic()
+        self._asked = 0.0
         self._name = name
         self._read = read
         self._redactions = redactions
@@ -301,9 +302,10 @@ class Watch(Generic[S]):
     async def _look(self, hints: Hints) -> int:
         """Reads what is new of everything watched; how many viewers that woke."""
         rings = list(self.rings.values())
-        if not rings:
-            return 0
         since = time.monotonic()
+        if not rings and since - self._asked < POLL_S:
+            return 0  # nobody wants to know: then it is asked now and then, for the heartbeat
+        self._asked = since
         found = await self._read([(self._redactions, self.head), *((ring.source, ring.upto) for ring in rings)])
         (system, self.head), *pages = found.pages
         if any(line.type == "event.redacted" for line in system):

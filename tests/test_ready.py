@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import anyio
+import psycopg
 import pytest
 
 from eventstore import Database
@@ -18,7 +19,7 @@ from service.handler import Handler
 from service.hub import Hub
 from service.settings import Settings
 from tests.conftest import Store
-from tests.histories import rows, run_created, tell
+from tests.histories import rows, run_created, tell, until_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +95,17 @@ async def test_a_tail_that_has_stopped_looking(deployment: Deployment) -> None:
     """It is dead, or hangs: viewers would wait for ever."""
     deployment.hub._feeds.heartbeat = time.monotonic() - system.HEARTBEAT_S - 1
     assert await reasons(deployment) == ["the tail of the log has stopped looking"]
+
+
+async def test_a_tail_asks_though_nobody_watches(deployment: Deployment) -> None:
+    """Else its heartbeat, and `/health` with it, would be fine without a database. Seen to fail when it only asked
+    about what was watched."""
+    url = deployment.database.url
+    async with await psycopg.AsyncConnection.connect(url) as holder, anyio.create_task_group() as tasks:
+        await tasks.start(deployment.hub.run)
+        await holder.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        await until_blocked(url, "%page_ranges%")
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_disk_without_room(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
