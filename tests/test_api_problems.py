@@ -144,6 +144,8 @@ def test_a_json_body_must_be_an_object_and_be_called_json(http: httpx.Client) ->
             answer = http.post(path, content=b"{}", headers={"Content-Type": media_type})
             problem(answer, 415, "wrong-media-type")
     problem(http.post("/safe-mode"), 422, "invalid")
+    none = problem(http.post(builds, json={"options": None}), 422, "invalid")["errors"]
+    assert none == [{"path": "options", "message": "Input should be an object"}]  # none of our names for it
     problem(http.post(builds, json={"options": {"forced": True}}), 422, "invalid")
     problem(http.post(builds, json={"options": {"force": "true"}}), 422, "invalid")
     problem(http.post("/safe-mode", json={"enabled": 1}), 422, "invalid")
@@ -217,6 +219,13 @@ def test_as_of_what_has_not_happened_is_409(http: httpx.Client, run: engine.Json
         assert http.get(path, params={"as_of": head}).status_code == 200
         problem(http.get(path, params={"as_of": head + 1_000_000}), 409, "cursor-ahead")
         problem(http.get(path, params={"as_of": head, "log_id": "log_x"}), 409, "other-log")
+
+
+@pytest.mark.parametrize("what", ["runs", "configs", "documents", "stats"])
+def test_what_can_be_no_workspace_is_400(http: httpx.Client, what: str) -> None:
+    """In each list alike; one that was never used is an empty list."""
+    assert problem(http.get(f"/workspaces/UPPER/{what}"), 400, "malformed")["parameter"] == "workspace"
+    assert http.get(f"/workspaces/never-used/{what}").status_code == 200
 
 
 def test_a_slash_too_many_is_404(service: Service, http: httpx.Client) -> None:

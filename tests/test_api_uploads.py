@@ -174,6 +174,7 @@ def test_a_config_has_a_plain_name(http: httpx.Client, name: str) -> None:
     [
         ("table.csv", "", "text/csv"),
         ("table.csv", "application/octet-stream", "text/csv"),
+        ("table.csv", "application/x-www-form-urlencoded", "text/csv"),
         ("table.csv", "text/tab-separated-values; charset=utf-8", "text/tab-separated-values"),
         ("Pingüin 企鹅.unknown-kind", "", "application/octet-stream"),
     ],
@@ -195,6 +196,14 @@ def test_a_document_is_kept_as_it_came(http: httpx.Client, name: str, given: str
     assert http.get(path, headers={"Range": "bytes=-4"}).content == content[-4:]
     assert http.get(path, headers={"Range": "bytes=9999-"}).status_code == 416
     assert (http.head(path).headers["content-length"], http.head(path).content) == ("1024", b"")
+
+
+def test_a_form_is_no_document(http: httpx.Client) -> None:
+    """Else the boundaries of the form would be kept as a part of the file."""
+    before = engine.told(http.get(DOCUMENTS))["data"]
+    answer = http.post(DOCUMENTS, params={"name": "a.csv"}, files={"file": b"1,2"})
+    assert (answer.status_code, answer.json()["type"]) == (415, "/problems/wrong-media-type")
+    assert engine.told(http.get(DOCUMENTS))["data"] == before
 
 
 def test_an_empty_document_is_a_document(http: httpx.Client) -> None:

@@ -34,6 +34,10 @@ _BY_STATUS: dict[int, type[Refusal]] = {
 }
 
 
+_ROUTING = {404: "There is nothing at this path.", 405: "The path has other methods: see `Allow`."}
+"""What Starlette says in two words."""
+
+
 def all_problems() -> list[type[Refusal]]:
     """Every kind of refusal, by slug."""
     return sorted(Refusal.__subclasses__(), key=lambda kind: kind.slug)
@@ -70,15 +74,22 @@ def to_refusal(error: Exception) -> Refusal:
         case pydantic.ValidationError():
             return invalid(error)
         case HTTPException() if error.status_code in _BY_STATUS:
-            return _BY_STATUS[error.status_code](error.detail)
+            return _BY_STATUS[error.status_code](_ROUTING.get(error.status_code, error.detail))
         case _:
             raise error
+
+
+_MESSAGES = {"extra_forbidden": "There is no such field", "model_type": "Input should be an object"}
+"""What pydantic says for those who wrote the models."""
 
 
 def invalid(error: pydantic.ValidationError) -> errors.Invalid:
     """A body that does not fit its model, with the path of every field that is wrong, up to a number of them."""
     found = [
-        {"path": ".".join(str(step) for step in item["loc"])[:PATH_CHARACTERS], "message": item["msg"]}
+        {
+            "path": ".".join(str(step) for step in item["loc"])[:PATH_CHARACTERS],
+            "message": _MESSAGES.get(item["type"], item["msg"]),
+        }
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:ERRORS]
     ]
     first = found[0]

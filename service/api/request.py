@@ -9,6 +9,7 @@ import orjson
 import pydantic
 from starlette.requests import Request
 
+from eventstore.event import WORKSPACE
 from projections.tracing import parse
 from service import handler
 from service.api.deployment import Deployment
@@ -54,6 +55,14 @@ def caller(request: Request) -> Caller:
     """Who asks, as the gate has found out."""
     found: Caller = request.state.caller
     return found
+
+
+def workspace_of(request: Request) -> str:
+    """The workspace of the path. Raises Malformed for what can be none."""
+    workspace: str = request.path_params["ws"]
+    if not WORKSPACE.match(workspace):
+        raise Malformed("A workspace has lower-case letters, digits and `-`: at most 63.", parameter="workspace")
+    return workspace
 
 
 def own(request: Request) -> list[str] | None:

@@ -124,6 +124,7 @@ _DOCUMENTS = (
         uploads.store_document,
         "documents",
         made(DocumentSnapshot),
+        refusals=(WrongMediaType,),
         takes=(IDEMPOTENCY_KEY,),
         uploads=("*/*",),
     ),

@@ -12,7 +12,7 @@ from service import commands
 from service.api import answers, feeds, lists
 from service.api.deployment import Deployment
 from service.api.query import AsOf, Several, Text
-from service.api.request import Body, caller, deployment, idempotency
+from service.api.request import Body, caller, deployment, idempotency, workspace_of
 from service.api.snapshots import ArtifactSnapshot, List, RunSnapshot, RunStatus
 from service.api.streams import Streamed, check_kept, check_room
 from service.errors import AlreadyEnded, UnknownThing
@@ -118,7 +118,7 @@ async def of_config(request: Request, query: ListRuns) -> Response:
 
 async def of_workspace(request: Request, query: ListRuns) -> Response:
     """List the runs of a workspace."""
-    return await RUNS.answer(request, query, workspace_id=request.path_params["ws"])
+    return await RUNS.answer(request, query, workspace_id=workspace_of(request))
 
 
 async def cancel(request: Request, body: CancelBody) -> Response:

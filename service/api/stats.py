@@ -12,7 +12,7 @@ from eventstore.clock import now
 from projections.events import StopReason
 from service.api import answers, shape
 from service.api.query import Moment, Query
-from service.api.request import deployment, own
+from service.api.request import deployment, own, workspace_of
 from service.api.shape import Shape
 from service.api.snapshots import BuildStatus, RunStatus, WaitingFor
 
@@ -110,7 +110,7 @@ async def everywhere(request: Request, query: StatsQuery) -> Response:
 
 async def of_workspace(request: Request, query: StatsQuery) -> Response:
     """Show how the runs and builds of a workspace fare."""
-    return answers.json(await read(deployment(request).database, query, request.path_params["ws"]))
+    return answers.json(await read(deployment(request).database, query, workspace_of(request)))
 
 
 async def read(

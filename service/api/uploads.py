@@ -19,19 +19,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventstore.clock import ulid
-from eventstore.event import WORKSPACE
 from projections import events
 from service.api import answers, lists
 from service.api.deployment import Deployment
 from service.api.query import Query, wrong
-from service.api.request import deployment, idempotency, pieces
+from service.api.request import deployment, idempotency, pieces, workspace_of
 from service.api.snapshots import ConfigSnapshot, DocumentSnapshot, RegisteredConfig
-from service.errors import Malformed, TooLarge, WrongMediaType
+from service.errors import TooLarge, WrongMediaType
 from service.work.manifest import Manifest
 from service.work.package import digest, unpack
 
 CONFIG_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 ARCHIVES = {"application/gzip", "application/x-gzip", "application/zip", "application/octet-stream"}
+UNSAID = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+"""Content types that say nothing of a document; the last one is curl's own."""
 FILE_NAME_MAX_BYTES = 200
 CONFIGS = lists.Listing("config_page", "config", lists.Named, ConfigSnapshot)
 DOCUMENTS = lists.Listing("document_page", "document", lists.Named, DocumentSnapshot)
@@ -104,7 +105,7 @@ async def register_config(request: Request, query: RegisterConfig) -> Response:
     version of a name that is there is 200, and so is content that is there already, which changes nothing. A package
     may have 10,000 entries and 256 MiB unpacked, and `ADE_CONFIG_MAX_BYTES` packed.
     """
-    found, workspace = deployment(request), _workspace(request)
+    found, workspace = deployment(request), workspace_of(request)
     media_type = _media_type(request)
     if media_type not in ARCHIVES:
         raise WrongMediaType("Send the package as application/gzip (tar) or application/zip.", media_type=media_type)
@@ -146,18 +147,20 @@ async def show_config(request: Request) -> Response:
 
 async def list_configs(request: Request, query: lists.Named) -> Response:
     """List the configs of a workspace."""
-    return await CONFIGS.answer(request, query, workspace_id=_workspace(request))
+    return await CONFIGS.answer(request, query, workspace_id=workspace_of(request))
 
 
 async def store_document(request: Request, query: StoreDocument) -> Response:
     """Keep an input file.
 
-    The `Content-Type` becomes its media type; for `application/octet-stream`, or none, it is guessed from the name. The
-    limit is `ADE_DOCUMENT_MAX_BYTES`.
+    The `Content-Type` becomes its media type; for `application/octet-stream`, what curl says of its own, or none, it is
+    guessed from the name. `multipart/…` is refused. The limit is `ADE_DOCUMENT_MAX_BYTES`.
     """
-    found, workspace, name = deployment(request), _workspace(request), query.name
+    found, workspace, name = deployment(request), workspace_of(request), query.name
     media_type = _media_type(request)
-    if media_type in {"", "application/octet-stream"}:
+    if media_type.startswith("multipart/"):
+        raise WrongMediaType("Send the file itself as the body, not a form around it.", media_type=media_type)
+    if media_type in UNSAID:
         media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     async with _received(request, found, found.settings.document_max_bytes, "document") as upload:
         place = found.files.document(upload.sha256)
@@ -184,7 +187,7 @@ async def show_document(request: Request) -> Response:
 
 async def list_documents(request: Request, query: lists.Named) -> Response:
     """List the documents of a workspace."""
-    return await DOCUMENTS.answer(request, query, workspace_id=_workspace(request))
+    return await DOCUMENTS.answer(request, query, workspace_id=workspace_of(request))
 
 
 async def document_content(request: Request) -> Response:
@@ -196,13 +199,6 @@ async def document_content(request: Request) -> Response:
 
 async def _document(found: Deployment, document_id: str) -> dict[str, Any]:
     return DocumentSnapshot.of(await DOCUMENTS.one(found.database, document_id))
-
-
-def _workspace(request: Request) -> str:
-    workspace: str = request.path_params["ws"]
-    if not WORKSPACE.match(workspace):
-        raise Malformed("A workspace has lower-case letters, digits and `-`: at most 63.", parameter="workspace")
-    return workspace
 
 
 def _media_type(request: Request) -> str:
