@@ -96,7 +96,7 @@ class Settings(BaseSettings):
             raise ValueError("an address begins with postgresql://")
         return address
 
-    @field_validator("url", "otlp_endpoint")
+    @field_validator("otlp_endpoint")
     @classmethod
     def _http(cls, address: str | None) -> str | None:
         if address is not None and not re.match(r"https?://.", address):
@@ -158,6 +158,16 @@ class Settings(BaseSettings):
             for name, value in os.environ.items()
             if name.startswith(SECRET_PREFIX)
         }
+
+    @cached_property
+    def unknown(self) -> list[str]:
+        """Variables that look like settings and are none: written wrongly, mostly."""
+        known = {f"ADE_{name.upper()}" for name in type(self).model_fields}
+        return sorted(
+            name
+            for name in os.environ
+            if name.startswith("ADE_") and not name.startswith(SECRET_PREFIX) and name not in known
+        )
 
     @cached_property
     def otlp(self) -> Mapping[str, str]:

@@ -346,7 +346,6 @@ def test_what_is_wrong_is_said_on_stderr(service: Service, tmp_path: Path, argum
         ({}, ["serve", "--port", "99999"], "--port"),
         ({"ADE_DATABASE_URL": "mysql://x/y"}, ["db", "status"], "ADE_DATABASE_URL: an address begins with postgresql"),
         ({"ADE_OTLP_ENDPOINT": "localhost:4318"}, ["serve"], "ADE_OTLP_ENDPOINT: an address begins with http"),
-        ({"ADE_URL": "localhost:8000"}, ["runs", "list"], "ADE_URL: an address begins with http"),
         ({"ADE_DATA_DIR": "a-file/data"}, ["db", "status"], "a-file/data: Not a directory"),
         ({"ADE_DATA_DIR": "data", "ADE_RUNS_DIR": "a-file"}, ["worker"], "a-file: File exists"),
     ],

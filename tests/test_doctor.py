@@ -50,7 +50,10 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         ADE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing",
         ADE_PYTHON_BIN="/no/such/python",
         ADE_DISK_FREE_MIN_MB=str(2**40),
+        ADE_ATUH="keys",
+        ADE_SECRET_ANY="thing",
     )
+    assert found["settings"][0] == "ADE_ATUH: no such setting"
     assert "Connection refused" in found["database"][0]
     assert found["database"][1] == "Start PostgreSQL, or correct ADE_DATABASE_URL."
     assert "/no/such/python" in found["python"][0]

@@ -49,6 +49,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
+    if settings.unknown:
+        what = f"{', '.join(settings.unknown)}: no such setting"
+        yield Finding("settings", what, "Correct the name, or remove it: it has no effect.")
     yield _python(settings)
     try:
         yield Finding("uv", find_uv_bin())

@@ -53,7 +53,7 @@ PROJECTOR_LEASE_S = 5.0
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.")] = None,
-    api_processes: Annotated[int | None, typer.Option(min=1, help="API processes on that port.")] = None,
+    api_processes: Annotated[int | None, typer.Option(min=1, max=64, help="API processes on that port.")] = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and errors only.")] = False,
 ) -> None:
     """Run the service: API, worker and projector, with the bundled PostgreSQL where no other is given.
