@@ -6,14 +6,15 @@ arrives, and at least every second, it reads what is new of all watched sources 
 for selections, so that no feed waits while rows are examined for a filter), and wakes the viewers of those that moved.
 A viewer is a cursor: within the ring it takes lines from there, behind it it reads the table until it is back. So there
 is no live mode that could differ from the history, a slow viewer holds nothing but its cursor, and a quiet run's
-viewers sleep while another run floods.
+viewers sleep while another run floods. A viewer that sleeps at the end of its ring is written to without being woken,
+where its connection can (:data:`Write`).
 """
 
+import asyncio
 import time
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self
 
 import anyio
 from anyio.abc import TaskStatus
@@ -26,23 +27,20 @@ from eventstore.selection import News, Selection, select
 from eventstore.tail import POLL_S, Hints
 from service import metrics
 from service.keys import ANYBODY, Caller
+from service.ring import Framing, Ring, S, Source
 
-COALESCE_S = 0.002
-"""The least time between two looks; an idle feed's line is passed on at once."""
+COALESCE_S, COALESCE_MOST_S = 0.002, 0.05
+"""The least time between two looks, and the longest; an idle feed's line is passed on at once."""
+COALESCE_VIEWER_S, COALESCE_BYTE_S = 2e-6, 0.2e-9
+"""What each viewer that was given something adds to that, and each byte for each of them: who is given much is given
+more at a time, which costs us and them less."""
 BEAT_S = 5.0
 """All viewers look around as often as this; what they wait for longer needs no timer of its own."""
-COALESCE_VIEWER_S = 20e-6
-"""What each woken viewer adds to that: about what it costs to send it something."""
-RING_LINES = 4_000
-RING_BYTES = 2**20
-"""Of one source, beyond the lines of the newest look."""
-CHUNKS = 4
-"""Framed copies of what a ring has, for viewers at so many places; others make their own."""
 SYSTEM = Feed("system_log", None, first_id=1, ended_id=None)
 REDACTIONS = Selection(("event.redacted",), control=True)
 
-Source = Feed | Selection
-S = TypeVar("S", bound=Source)
+Write = Callable[[bytes], bool]
+"""Hands bytes to a client at once. False, and nothing done, while it has not taken what came before, or is gone."""
 
 
 class Frame(Protocol):
@@ -56,88 +54,13 @@ class Frame(Protocol):
     def drained(self) -> bytes: ...
 
 
-class Ring(Generic[S]):
-    """The newest pages of one source: all lines with ``floor < id <= upto``, and whether they are the last ones."""
-
-    __slots__ = (
-        "_bytes", "_chunks", "_last_ids", "_lines", "_pages",
-        "ended", "floor", "moved", "new", "source", "upto", "viewers",
-    )  # fmt: skip
-
-    def __init__(self, source: S, upto: int) -> None:
-        self.source = source
-        self.floor = self.upto = upto
-        self.ended = False
-        self.new = True
-        """Whether nobody has looked yet."""
-        self.viewers = 0
-        self.moved = anyio.Event()
-        self._pages: list[Page] = []
-        self._last_ids: list[int] = []
-        self._lines = self._bytes = 0
-        self._chunks: dict[tuple[int, Frame], bytes] = {}
-
-    @property
-    def last_id(self) -> int:
-        """The id of its newest line."""
-        return self._last_ids[-1]
-
-    def extend(self, page: Page, upto: int) -> None:
-        """Takes the next page of the source, which reaches up to an id, and wakes the viewers."""
-        self._pages.append(page)
-        self._last_ids.append(page.last_id)
-        self._chunks.clear()
-        self.upto, self.ended = upto, page.ended
-        self._lines, self._bytes = self._lines + len(page), self._bytes + len(page.ndjson)
-        while len(self._pages) > 1 and (self._lines > RING_LINES or self._bytes > RING_BYTES):
-            gone = self._pages.pop(0)
-            self.floor = self._last_ids.pop(0)
-            self._lines, self._bytes = self._lines - len(gone), self._bytes - len(gone.ndjson)
-        self.wake()
-
-    def wake(self) -> None:
-        """Lets the viewers look around; perhaps there is nothing new."""
-        event, self.moved = self.moved, anyio.Event()
-        event.set()
-
-    def forget(self) -> None:
-        """Keeps no line: viewers read the table, where something was redacted."""
-        self._pages.clear()
-        self._last_ids.clear()
-        self._lines = self._bytes = 0
-        self._chunks.clear()
-        self.floor = self.upto
-
-    def leap(self, head: int) -> None:
-        """Begins again at the head, and sends the viewers to the table for what lies before it."""
-        self.upto = head
-        self.forget()
-        self.wake()
-
-    def since(self, after: int) -> list[Page]:
-        """All lines after an id that is not below the floor."""
-        pages = self._pages[bisect_right(self._last_ids, after) :]
-        return [page.since(after) for page in pages[:1]] + pages[1:]
-
-    def chunk(self, after: int, frame: Frame) -> bytes:
-        """:meth:`since` as bytes. They are kept for the next viewers, who mostly stand where a page ends."""
-        place = bisect_right(self._last_ids, after)
-        if place == len(self._pages):
-            return b""
-        if self._pages[place].first_id <= after:  # in the middle of a page
-            return b"".join([frame.page(page) for page in self.since(after)])
-        made = self._chunks.get((place, frame))
-        if made is None:
-            if len(self._chunks) == CHUNKS:
-                del self._chunks[next(iter(self._chunks))]
-            made = self._chunks[place, frame] = b"".join([frame.page(page) for page in self._pages[place:]])
-        return made
-
-
 class Viewer:
     """One reader of one source. ``after`` is the cursor that it has given, and all that its client must remember."""
 
-    __slots__ = ("_caller", "_has", "_hub", "_in_ring", "_live", "_ring", "_source", "_watch", "after", "ended")
+    __slots__ = (
+        "_caller", "_framing", "_has", "_hub", "_in_ring", "_live", "_ring", "_sleep", "_source", "_watch", "_write",
+        "after", "ended", "written_at",
+    )  # fmt: skip
     _ring: Ring[Any]
 
     def __init__(self, hub: "Hub", watch: "Watch[Any]", source: Source, after: int, caller: Caller) -> None:
@@ -151,13 +74,42 @@ class Viewer:
         self._has = after  # everything of the source up to here was given; runs ahead of `after` where others write
         self._in_ring = False  # the first read is of the table: the ring may not have looked yet
         self._live = False  # whether it was not behind when it last had to wait
+        self._sleep: asyncio.Future[None] | None = None  # an event would be 1 kB, and there are thousands
+        self._write: Write | None = None
+        self.written_at = 0.0
+        """When its client was last given something while it slept."""
 
     def __enter__(self) -> Self:
         self._ring = self._watch.join(self._source, self._hub.hints)
+        self._ring.viewers.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watch.leave(self._ring)
+        self._watch.leave(self._ring, self)
+
+    def writes(self, write: Write, framing: Framing) -> None:
+        """From now on, what is new while it sleeps is written to its client."""
+        self._write, self._framing = write, framing
+
+    def moved(self) -> None:
+        """The ring has something new: it is written, or the viewer is woken to take it."""
+        if self._sleep is not None and not self._sleep.done() and not self._may_sleep_on():
+            self._sleep.set_result(None)
+
+    def wake(self) -> None:
+        """It looks around, if it sleeps."""
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
+
+    def _may_sleep_on(self) -> bool:
+        """Writes what is new to its client, where that takes it; whether there is nothing else to do."""
+        if self._write is None or self.behind or self.dismissed:
+            return False
+        chunk, last_id = self._ring.chunk(self._has, self._framing)
+        if not self._write(chunk):
+            return False
+        self.written_at = self._ring.moved_at
+        return self._take(last_id) and not self.ended
 
     @property
     def behind(self) -> bool:
@@ -174,15 +126,14 @@ class Viewer:
         deadline = time.monotonic() + timeout_s
         page: Sequence[Line] = ()
         while not (page or self.ended):
-            moved = self._ring.moved
+            turns = self._ring.turns
             if self.behind:
                 page = await self._read(limit)
             else:
                 lines = [line for found in self._ring.since(self._has) for line in found.each()]
                 page = lines[:limit]
-                whole = len(lines) == len(page)
-                self._take(page[-1].id if page else None, self._ring.upto if whole else page[-1].id, whole=whole)
-            if not page and (self.ended or not await self._wait(moved, deadline)):
+                self._take(page[-1].id if page else None)
+            if not page and (self.ended or not await self._wait(turns, deadline)):
                 break
         self._mark()
         return page
@@ -191,26 +142,30 @@ class Viewer:
         """:meth:`page`, framed; a bookmark where only that moved. Viewers at one place are given the same bytes."""
         deadline = time.monotonic() + timeout_s
         while not self.ended:
-            moved = self._ring.moved
+            turns = self._ring.turns
             if self.behind:
                 chunk = frame.page(await self._read(PAGE))
             else:
-                chunk = self._ring.chunk(self._has, frame)
-                self._take(self._ring.last_id if chunk else None, self._ring.upto, whole=True)
+                chunk, last_id = self._ring.chunk(self._has, frame.page)
+                self._take(last_id)
             if chunk:
                 return chunk
             was_live, self._live = self._live, not self.behind
             if self._live > was_live and self._mark():
                 return frame.bookmark(self.after)  # it has caught up; how far is told again when the time is over
-            if self.ended or not await self._wait(moved, deadline):
+            if self.ended or not await self._wait(turns, deadline):
                 break
         return frame.bookmark(self.after) if self._mark() else b""
 
-    def _take(self, last_id: int | None, reached: int, *, whole: bool) -> None:
-        """Remembers what it was given of the ring: up to its last line, or to all that the ring has."""
-        self.after = self.after if last_id is None else last_id
-        self._has = max(self._has, reached)  # the table may have given more than the ring has seen
+    def _take(self, last_id: int | None) -> bool:
+        """Remembers what it was given of the ring: up to this line, or nothing; whether there is no more."""
+        whole = last_id is None or last_id == self._ring.last_id
+        if last_id is not None:
+            self.after = last_id
+        # The table may have given more than the ring has seen.
+        self._has = max(self._has, self._ring.upto if whole else self.after)
         self.ended = whole and self._ring.ended
+        return whole
 
     def _mark(self) -> bool:
         """Moves the cursor to where a filter has come without a line; whether that is news."""
@@ -234,18 +189,22 @@ class Viewer:
         self._has = max(self.after, reached, upto if complete else 0)
         return page
 
-    async def _wait(self, moved: anyio.Event, deadline: float) -> bool:
+    async def _wait(self, turns: int, deadline: float) -> bool:
         """Whether there may be something new; False when the time is over, or the viewer is dismissed."""
         left_s = deadline - time.monotonic()
         if self.dismissed or left_s <= 0:
             return False
-        if self.behind:
+        if self.behind or self._ring.turns != turns:
             return True
-        if left_s > BEAT_S:
-            await moved.wait()  # no later than the next beat; a timeout of its own would cost four times the wake-up
-        else:
-            with anyio.move_on_after(left_s):
-                await moved.wait()
+        self._sleep = asyncio.get_running_loop().create_future()
+        try:
+            if left_s > BEAT_S:
+                await self._sleep  # no later than the next beat; a timeout of its own would cost four times the wake-up
+            else:
+                with anyio.move_on_after(left_s):
+                    await self._sleep
+        finally:
+            self._sleep = None
         return True
 
 
@@ -273,12 +232,11 @@ class Watch(Generic[S]):
             # From the newest id that was seen: what came after it is read from the table, or by the next look.
             ring = self.rings[_key(source)] = Ring(source, self.head)
             hints.pulse()
-        ring.viewers += 1
         return ring
 
-    def leave(self, ring: Ring[S]) -> None:
-        ring.viewers -= 1
-        if ring.viewers == 0:
+    def leave(self, ring: Ring[S], viewer: Viewer) -> None:
+        ring.viewers.remove(viewer)
+        if not ring.viewers:
             del self.rings[_key(ring.source)]
 
     def wake(self) -> None:
@@ -291,16 +249,16 @@ class Watch(Generic[S]):
         while True:
             wait = hints.next()
             try:
-                woken = await self._look(hints)
+                pause_s = await self._look(hints)
             except Unavailable:
                 await anyio.sleep(jitter(0.1, 0.5))
                 continue
             self.heartbeat = time.monotonic()
-            await anyio.sleep(COALESCE_S + woken * COALESCE_VIEWER_S)
+            await anyio.sleep(min(COALESCE_S + pause_s, COALESCE_MOST_S))
             await wait()
 
-    async def _look(self, hints: Hints) -> int:
-        """Reads what is new of everything watched; how many viewers that woke."""
+    async def _look(self, hints: Hints) -> float:
+        """Reads what is new of everything watched; how much longer more may gather before the next look, in seconds."""
         rings = list(self.rings.values())
         since = time.monotonic()
         if not rings and since - self._asked < POLL_S:
@@ -311,21 +269,21 @@ class Watch(Generic[S]):
         if any(line.type == "event.redacted" for line in system):
             for ring in rings:
                 ring.forget()
-        woken, moved = 0, None
+        pause_s, moved = 0.0, None
         for ring, (page, upto) in zip(rings, pages, strict=True):
             if upto < found.head and ring.new:
                 ring.leap(found.head)  # nobody looked for long: what its viewers want is not worth catching up with
             elif page:
                 ring.extend(page, upto)
                 moved = page
-                woken += ring.viewers
+                pause_s += len(ring.viewers) * (COALESCE_VIEWER_S + COALESCE_BYTE_S * len(page.ndjson))
             else:
                 ring.upto = upto
             ring.new = False
         if any(upto < found.head for _, upto in found.pages):
             hints.pulse()  # there is more
         metrics.looked(self._name, since, moved)
-        return woken
+        return pause_s
 
 
 class Hub:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from projections.rebuild import rebuild
 from projections.redaction import redact
 from projections.tables import ALL, CAUGHT_UP
 from service import hub as hubs
+from service import ring as rings
 from service.api.streams import NDJSON_FRAME
 from service.commands import build_completed, run_completed
 from service.hub import Hub, Viewer, Watch
@@ -94,6 +96,9 @@ class Watching:
     viewer: Viewer
     closing: AbstractContextManager[Viewer]
     lines: list[bytes] = field(default_factory=list)
+    offers: int | None = None
+    """How often it was to be written to while it slept; None where it can only be woken."""
+    reading: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
 CREATIONS = ("run.created", "build.created")
@@ -269,13 +274,16 @@ class HubMachine(RuleBasedStateMachine):
         place=PLACES,
         after=st.sampled_from(["beginning", "middle", "head", "almost"]),
         limit=st.sampled_from([None, 0, 100]),
+        written=st.booleans(),
     )
-    def watch(self, place: int, after: str, limit: int | None) -> None:
+    def watch(self, place: int, after: str, limit: int | None, written: bool) -> None:
         """A new viewer; its first read gives what was there before it came, without waiting."""
         head = self.told[-1].id
         cursor = {"beginning": 0, "middle": head // 2, "head": head, "almost": head - 1}[after]
         sources = [*self.feeds, *SELECTIONS]
         one: Watching = self.wait(lambda: self.opened(sources[place % len(sources)], cursor))
+        if written:
+            self.let_write(one)
         self.watching.append(one)
         if limit is not None and one.stream not in SELECTIONS:
             self.wait(lambda: self.take(one, limit, 0))
@@ -291,6 +299,21 @@ class HubMachine(RuleBasedStateMachine):
         closing = self.hub.view(Feed(row["stream"], row["beside"], row["first_id"], row["ended_id"]), after)
         return Watching(stream, after, closing.__enter__(), closing)
 
+    def let_write(self, one: Watching) -> None:
+        one.offers = 0
+        one.viewer.writes(partial(self.write, one), NDJSON_FRAME.page)
+
+    def write(self, one: Watching, chunk: bytes) -> bool:
+        """What the hub writes while a viewer sleeps; every third time its client has not taken what came before."""
+        assert one.offers is not None
+        one.offers += 1
+        takes = one.offers % 3 != 0
+        self.seen["written" if takes else "not taken"] += 1
+        if takes:
+            one.lines += chunk.split(b"\n")[:-1]
+            one.reading.cancel()  # it may sleep on, which is nothing to wait for here
+        return takes
+
     def chosen(self, place: int) -> Watching:
         return self.watching[place % len(self.watching)]
 
@@ -304,14 +327,17 @@ class HubMachine(RuleBasedStateMachine):
     async def take(self, one: Watching, limit: int, timeout_s: float) -> None:
         """The next page of so many lines, or the next chunk (0)."""
         before, lines = self.log.table_reads, len(one.lines)
-        if limit:
-            one.lines += [told.line for told in await one.viewer.page(timeout_s, limit)]
-        else:
-            *found, last = (await one.viewer.chunk(timeout_s, NDJSON_FRAME)).split(b"\n")
-            assert last == b""
-            bookmark = NDJSON_FRAME.bookmark(one.viewer.after).rstrip()
-            self.seen["bookmarks"] += bookmark in found
-            one.lines += [told for told in found if told != bookmark]
+        with anyio.CancelScope() as one.reading:
+            if limit:
+                one.lines += [told.line for told in await one.viewer.page(timeout_s, limit)]
+            else:
+                *found, last = (await one.viewer.chunk(timeout_s, NDJSON_FRAME)).split(b"\n")
+                assert last == b""
+                bookmark = NDJSON_FRAME.bookmark(one.viewer.after).rstrip()
+                self.seen["bookmarks"] += bookmark in found
+                one.lines += [told for told in found if told != bookmark]
+        if one.reading.cancel_called:
+            return
         if len(one.lines) > lines:
             form, source = "pages" if limit else "chunks", "ring" if self.log.table_reads == before else "table"
             self.seen[f"{form} from the {source}"] += 1
@@ -353,6 +379,28 @@ class HubMachine(RuleBasedStateMachine):
             for at, other in enumerate(self.watching):
                 if other.stream == one.stream:
                     self.read_on(at, limit)
+
+    @precondition(lambda self: self.watching)
+    @rule(place=PLACES, lines=st.integers(1, 6))
+    def sleep(self, place: int, lines: int) -> None:
+        """It waits for what comes, and that is written to it, or it is woken."""
+        one, done = self.chosen(place), anyio.Event()
+        self.wait(lambda: self.take_all(one, 0))
+
+        async def take() -> None:
+            await self.take(one, 0, PATIENCE_S)
+            done.set()
+
+        async def asleep() -> None:
+            self.tasks.start_soon(take)
+            while one.viewer._sleep is None:
+                await anyio.lowlevel.checkpoint()
+
+        if one.stream in self.open:
+            self.wait(asleep)
+            self.append(Part(one.stream, [line(one.stream, f"{len(self.told)}.{n}") for n in range(lines)]))
+            self.wait(done.wait)
+            self.is_right(one)
 
     @precondition(lambda self: self.watching)
     @rule(place=PLACES, limit=st.sampled_from([0, 100]))
@@ -413,6 +461,8 @@ class HubMachine(RuleBasedStateMachine):
     def resumed(self, one: Watching) -> Watching:
         again: Watching = self.wait(lambda: self.opened(one.stream, one.viewer.after))
         again.after, again.lines = one.after, one.lines
+        if one.offers is not None:
+            self.let_write(again)
         return again
 
     @precondition(lambda self: self.begun)
@@ -522,8 +572,16 @@ class HubMachine(RuleBasedStateMachine):
             self.drop_every_connection()
         for place in range(len(self.watching)):
             self.read_on(place, place % 2)
-        for place in range(0, len(self.watching), 3):
-            self.follow(place, place % 2, 2)
+        for place, one in enumerate(self.watching.copy()):
+            match place % 3:
+                case 0:
+                    self.follow(place, place % 2, 2)
+                case 1:
+                    self.let_write(one)
+                    for lines in (1, 2, 3):
+                        self.sleep(place, lines)
+                case 2:
+                    self.stand_within_a_page(place, 1)
         self.wait(self.finish_projecting)
         if self.rebuilds:
             self.rebuild(ALL[len(self.told) % len(ALL)])
@@ -551,6 +609,8 @@ AT_LEAST = {
     "pages from the table": 20,
     "chunks from the ring": 20,
     "chunks from the table": 20,
+    "written": 10,
+    "not taken": 5,
     "bookmarks": 10,
     "read to the end": 10,
     "reads cancelled": 3,
@@ -583,8 +643,9 @@ async def backstage(url: str) -> Any:
 
 @pytest.fixture
 def machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HubMachine]]:
-    monkeypatch.setattr(hubs, "RING_LINES", 8)
-    monkeypatch.setattr(hubs, "RING_BYTES", 4_000)
+    monkeypatch.setattr(rings, "RING_BYTES", 2_000)
+    monkeypatch.setattr(rings, "RING_BYTES_VIEWER", 100)
+    monkeypatch.setattr(rings, "CHUNK_BYTES", 500)
     monkeypatch.setattr(hubs, "PAGE", 3)
     monkeypatch.setattr(selections, "EXAMINED_ROWS", 10)
     monkeypatch.setattr(redaction, "PAGE_S", 0)  # no projector is in the middle of a page

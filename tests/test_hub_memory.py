@@ -12,7 +12,8 @@ import pytest
 from eventstore import Feed
 from eventstore.log import PAGE_BYTES
 from service.api.streams import NDJSON_FRAME
-from service.hub import Hub, Ring, Viewer
+from service.hub import Hub, Viewer
+from service.ring import Ring
 from tests.checker import History
 from tests.conftest import Store, open_store, running_hub
 from tests.histories import line, run_created, tell
@@ -138,8 +139,7 @@ async def test_who_does_not_read_takes_no_memory_and_nothing_from_those_who_do(
     store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood goes through the hub: quick viewers have each line of it at once, slow ones nothing yet, and then all."""
-    monkeypatch.setattr("service.hub.RING_LINES", 200)
-    monkeypatch.setattr("service.hub.RING_BYTES", 2**16)
+    monkeypatch.setattr("service.ring.RING_BYTES", 2**16)
     with ExitStack() as closing:
         slow, quick = ([Watcher(closing.enter_context(hub.view(FEED, 0))) for _ in range(10)] for _ in range(2))
         for watcher in (*slow, *quick):
@@ -163,7 +163,7 @@ async def test_what_viewers_at_many_places_are_given_is_not_kept(
     store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each stopped at another line of a ring, and reads on when the feed is quiet: that takes no more than the ring."""
-    monkeypatch.setattr("service.hub.RING_BYTES", 2**17)
+    monkeypatch.setattr("service.ring.RING_BYTES", 2**17)
     with ExitStack() as closing:
         viewers = [Watcher(closing.enter_context(hub.view(FEED, 0))) for _ in range(100)]
         for watcher in viewers:

@@ -15,11 +15,13 @@ from eventstore.selection import Selection, select
 from eventstore.statements import statements
 from projections.events import EventRedacted
 from service import hub as hubs
+from service import ring as rings
 from service.api import streams
 from service.api.streams import NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES, Form, Stream
 from service.commands import run_completed
 from service.hub import Frame, Hub
 from service.keys import ANYBODY
+from service.ring import Ring, Source
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, run_started, tell
 from tests.test_stream_app import Connection
@@ -59,7 +61,7 @@ async def hub(store: Store) -> AsyncIterator[Hub]:
         yield hub
 
 
-async def looked_past(ring: hubs.Ring[Any], head: int) -> None:
+async def looked_past(ring: Ring[Any], head: int) -> None:
     """Until the hub has examined the log up to an id."""
     while ring.upto < head:  # noqa: ASYNC110 - where nothing passes it tells nobody, which is the point
         await anyio.sleep(0.001)  # as the line above says
@@ -191,8 +193,9 @@ async def test_viewers_see_what_passes_whatever_they_do(
 ) -> None:
     """Quick ones and slow ones, with rings and pages that overflow: each has every line, once, in order; what is given
     as a cursor leaves nothing behind, whoever comes back with it."""
-    for name, value in {"RING_LINES": 6, "PAGE": 4}.items():
-        monkeypatch.setattr(hubs, name, value)
+    monkeypatch.setattr(rings, "RING_BYTES", 1_000)
+    monkeypatch.setattr(rings, "RING_BYTES_VIEWER", 0)
+    monkeypatch.setattr(hubs, "PAGE", 4)
     monkeypatch.setattr(selection, "EXAMINED_ROWS", 9)
     chance, stop = Random(11), anyio.Event()
     seen: dict[tuple[Selection, int], list[int]] = {}
@@ -242,20 +245,20 @@ async def test_equal_filters_are_watched_once_and_a_flood_wakes_nobody(store: St
     await tell(store, "run_1", run_created())
     with hub.view(STARTED, 0) as first, hub.view(Selection(("run.started",), control=True), 1) as second:
         (ring,) = hub._selections.rings.values()
-        assert ring.viewers == 2
+        assert len(ring.viewers) == 2
         with anyio.fail_after(PATIENCE_S):
             assert [len(await viewer.page(0, 10)) for viewer in (first, second)] == [0, 0]
-            asleep = ring.moved
+            turns = ring.turns
             await flood(store, "run_1", 3_000)
             await looked_past(ring, 3_001)
-            assert ring.moved is asleep
+            assert ring.turns == turns
             await tell(store, "run_1", run_started())
             for viewer in (first, second):
                 assert [line.id for line in await viewer.page(PATIENCE_S, 10)] == [3_002]
 
 
 @pytest.mark.parametrize("source", [Selection(), ENGINE, Feed("run_1", None, 1, None)])
-async def test_a_ring_that_is_new_begins_at_the_head(store: Store, hub: Hub, source: hubs.Source) -> None:
+async def test_a_ring_that_is_new_begins_at_the_head(store: Store, hub: Hub, source: Source) -> None:
     """However long nobody has watched, and whatever was written meanwhile: it is not read for the ring."""
     await tell(store, "run_1", run_created())
     for _ in range(6):

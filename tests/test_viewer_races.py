@@ -10,7 +10,8 @@ import pytest
 
 from eventstore import Feed, Line, Page
 from service.api.streams import NDJSON_FRAME
-from service.hub import Hub, Ring, Viewer
+from service.hub import Hub, Viewer
+from service.ring import Ring
 from tests.checker import History, Reading, first, readings
 from tests.conftest import Store, running_hub
 from tests.histories import line, run_created, tell
@@ -101,7 +102,8 @@ async def test_a_queue_for_each_viewer_loses_what_does_not_fit(store: Store, hub
 
 async def test_a_slow_viewer_loses_nothing(store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cursor falls behind a ring as short as that queue, and it reads the table until it is back."""
-    monkeypatch.setattr("service.hub.RING_LINES", QUEUE)
+    monkeypatch.setattr("service.ring.RING_BYTES", QUEUE * 100)
+    monkeypatch.setattr("service.ring.RING_BYTES_VIEWER", 0)
     channel = Channel()
     with hub.view(FEED, 0) as slow, hub.view(FEED, 0) as quick:
         lines, seen = list(await slow.page(PATIENCE_S, 1000)), list(await quick.page(PATIENCE_S, 1000))
@@ -122,4 +124,4 @@ def test_who_stands_within_a_page_is_given_the_rest_of_it() -> None:
     ring.extend(Page(3, 3, ndjson=b"".join(lines[:3])), 3)
     ring.extend(Page(3, 6, ndjson=b"".join(lines[3:])), 6)
     for after in (0, 1, 3, 2, 0, 5, 6):
-        assert ring.chunk(after, NDJSON_FRAME) == b"".join(lines[after:])
+        assert ring.chunk(after, NDJSON_FRAME.page) == (b"".join(lines[after:]), 6 if after < 6 else None)

@@ -23,7 +23,7 @@ from service.api.request import caller, deployment, own
 from service.api.shape import Shape
 from service.api.streams import Form, Stream, Streamed, check_room, cursor, frame_of, wanted_form
 from service.errors import Malformed, TooManyRequests, UnknownThing
-from service.hub import Source
+from service.ring import Source
 
 EVENT, CONSOLE_LINE = "#/components/schemas/Event", "#/components/schemas/ConsoleLine"
 PAGE_LINES = 1_000

@@ -8,6 +8,7 @@ closes after :data:`SEND_TIMEOUT_S`; it loses nothing, because it comes back wit
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -23,8 +24,9 @@ from service.api.console_lines import as_console
 from service.api.headers import with_added
 from service.api.query import Cursor, Flag, OfLog, Query
 from service.errors import CursorAhead, CursorGone, Malformed, OtherLog, TooManyRequests
-from service.hub import Frame, Hub, Source, Viewer
+from service.hub import Frame, Hub, Viewer, Write
 from service.keys import Caller
+from service.ring import Framing, Source
 
 KEEP_ALIVE_S = 15.0
 LOOK_S = KEEP_ALIVE_S / 2
@@ -32,6 +34,9 @@ LOOK_S = KEEP_ALIVE_S / 2
 SEND_TIMEOUT_S = 60.0
 """A client that takes nothing for this long is let go: the listening socket has it (``service/cli/http_server.py``)."""
 RETRY_MS = (1000, 5000)
+WRITE = "ade.write"
+"""The extension of the scope by which the server lets a stream write chunks of its body, as ``hub.Write``. What goes
+through ``send()`` wakes a task for each viewer and is put together for each: half of what a delivery costs."""
 
 
 class Form(Enum):
@@ -117,11 +122,18 @@ class ConsoleFrame:
         return self._frame.page(Page(len(page), page.last_id, ndjson=lines))
 
 
+def _chunked(frame: Frame, page: Page) -> bytes:
+    """A page as a chunk of an HTTP/1.1 body without a length (RFC 9112, 7.1)."""
+    body = frame.page(page)
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
 # One of each, so that viewers at the same place of a feed share the bytes that it made.
 NDJSON_FRAME = NDJSONFrame()
 SSE_FRAME = SSEFrame(names=True)
 SSE_FRAME_WITHOUT_NAMES = SSEFrame(names=False)
 _IN_CONSOLE = {frame: ConsoleFrame(frame) for frame in (NDJSON_FRAME, SSE_FRAME, SSE_FRAME_WITHOUT_NAMES)}
+_CHUNKED: dict[Frame, Framing] = {frame: partial(_chunked, frame) for frame in (*_IN_CONSOLE, *_IN_CONSOLE.values())}
 
 
 def wanted_form(request: Request, query: Streamed) -> Form:
@@ -199,7 +211,7 @@ class App(Starlette):
 class Stream:
     """The response for a source: from a cursor to its terminal event, or to the head where it does not follow."""
 
-    __slots__ = ("_after", "_caller", "_follow", "_frame", "_headers", "_hub", "_on_hang_up", "_source")
+    __slots__ = ("_after", "_caller", "_follow", "_frame", "_headers", "_hub", "_on_hang_up", "_source", "_write")
 
     def __init__(
         self,
@@ -219,6 +231,7 @@ class Stream:
         self._headers = headers(log_id, form.value)
         self._follow = follow
         self._on_hang_up = on_hang_up
+        self._write: Write | None = None
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Is served by the :class:`App`, when all that led here has returned."""
@@ -227,6 +240,7 @@ class Stream:
             await send({"type": "http.response.body", "more_body": False})
             return
         self._headers = with_added(self._headers, scope["state"].pop("headers"))
+        self._write = scope.get("extensions", {}).get(WRITE)
         scope["state"]["stream"] = self
 
     async def serve(self, receive: Receive, send: Send) -> None:
@@ -252,6 +266,8 @@ class Stream:
         caught_up = False
         body = body or self._frame.keep_alive  # the first bytes are sent at once
         looked = time.monotonic()
+        if self._write is not None:
+            viewer.writes(self._write, _CHUNKED[self._frame])
         while True:
             over = viewer.ended or caught_up or viewer.dismissed
             if over and self._follow and not viewer.ended:
@@ -268,7 +284,7 @@ class Stream:
                 looked = now
                 if await hung_up(receive):
                     return True
-            if not (body or caught_up) and now - sent >= KEEP_ALIVE_S:
+            if not (body or caught_up) and now - max(sent, viewer.written_at) >= KEEP_ALIVE_S:
                 body = self._frame.keep_alive
 
 

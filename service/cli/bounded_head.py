@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from eventstore.clock import ulid
 from service.api.problems import problem
+from service.api.streams import WRITE
 from service.errors import Malformed
 
 HEAD_MAX_BYTES = 64 * 1024
@@ -82,6 +83,7 @@ class BoundedHead(HttpToolsProtocol):
         self._have_it()
         if not _plain(self.headers, self.parser.get_http_version()):
             raise ValueError  # the parser stops here, and it is answered with 400
+        self.scope["extensions"] = {WRITE: self._write}  # type: ignore[dict-item]
         super().on_headers_complete()
         if len(self.pipeline) > WAITING_REQUESTS:
             self._give_up("Too many requests were sent before the first was answered.")
@@ -120,6 +122,13 @@ class BoundedHead(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: an ``Upgrade`` is an offer, which HTTP lets us pass over."""
+
+    def _write(self, chunk: bytes) -> bool:
+        """``streams.WRITE``."""
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        self.transport.write(chunk)
+        return True
 
     def _await_head(self) -> None:
         self._await(HEAD_S, "The head of a request came too late.")
