@@ -42,10 +42,14 @@ class TooManyEvents(CallerMistake):
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
-    """``by`` is the ``event.redacted``, None where all were redacted before; ``files`` are those written anew."""
+    """``by`` is the ``event.redacted``, None where all were redacted before; ``files`` are those written anew.
+
+    ``repeated_by`` is the end of the run or build, where its ``error_message`` repeats what was erased: that stays.
+    """
 
     by: int | None
     files: tuple[Path, ...]
+    repeated_by: int | None = None
 
 
 async def redact(database: Database, path_of: PathOf, asked: EventRedacted) -> Redacted:
@@ -61,10 +65,12 @@ async def redact(database: Database, path_of: PathOf, asked: EventRedacted) -> R
         raise NotInStream(stream=asked.stream, event_ids=strangers)
     if control := {row["id"]: row["type"] for row in found.values() if not row["bulk"]}:
         raise NotRedactable(events=control)
+    repeated = await database.row("repeated_by", stream=asked.stream, ids=ids)
     row = await database.row("redact", stream=asked.stream, ids=ids, says=asked.event().data.decode())
     if row is None or row["outcome"] == "rebuilding":
         raise RebuildRunning
-    return Redacted(row["redacted_by"], tuple(await _write_files_anew(database, path_of, asked.stream, ids)))
+    files = await _write_files_anew(database, path_of, asked.stream, ids)
+    return Redacted(row["redacted_by"], tuple(files), repeated["id"] if repeated else None)
 
 
 async def _write_files_anew(database: Database, path_of: PathOf, stream: str, ids: Sequence[int]) -> list[Path]:

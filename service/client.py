@@ -1,4 +1,4 @@
-"""The reference consumer of a feed, and the small HTTP client that the command line is built on.
+"""The reference consumer of a feed.
 
 :func:`follow` gives every event of a run or a build exactly once and in order, up to its end, whatever happens to the
 connection. For those who write the same in another language, this is the whole algorithm:
@@ -29,7 +29,7 @@ until the first line is there, which names the stream; from then on it is the al
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 import anyio
@@ -42,11 +42,9 @@ NDJSON = "application/x-ndjson"
 LINE_MAX_BYTES = 64 * 2**20
 """Far more than the longest line of the service; a server that never ends a line must not fill our memory."""
 TERMINAL = frozenset({"run.completed", "build.completed"})
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 CONNECT_S = 10.0
 SILENCE_S = 45.0
 """Three keep-alives: a connection that is silent for so long is dead, whatever TCP says."""
-ANSWER_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 PATIENCE_S = 120.0
 """How long nothing may come at all before a consumer gives up."""
@@ -125,7 +123,8 @@ def check(response: httpx.Response) -> None:
     raise kinds.get(slug, ProblemError)(problem, retry_after_s)
 
 
-def _path(steps: Iterable[str]) -> str:
+def path_of(steps: Iterable[str]) -> str:
+    """The address of something, below ``/api/v1``."""
     return "/".join(quote(step, safe="") for step in steps)
 
 
@@ -216,7 +215,7 @@ class Consumer:
         params: dict[str, Any] = {"stream": "true", "after_id": self.after_id}
         if self.log_id is not None:
             params["log_id"] = self.log_id
-        url, headers = f"{_path(self.steps)}/events", {"Accept": NDJSON}
+        url, headers = f"{path_of(self.steps)}/events", {"Accept": NDJSON}
         return {"method": "GET", "url": url, "params": params, "headers": headers, "timeout": timeout}
 
     def answered(self, response: httpx.Response) -> None:
@@ -286,7 +285,7 @@ def follow(http: httpx.Client, consumer: Consumer) -> Iterator[Event]:
                     if consumer.ended:
                         return
             if consumer.stream:
-                consumer.compare(http.get(_path(consumer.steps)))
+                consumer.compare(http.get(path_of(consumer.steps)))
         except httpx.TransportError as error:
             failure = Unreachable(str(http.base_url), error)
         except ProblemError as problem:
@@ -310,72 +309,10 @@ async def follow_async(http: httpx.AsyncClient, consumer: Consumer) -> AsyncIter
                     if consumer.ended:
                         return
             if consumer.stream:
-                consumer.compare(await http.get(_path(consumer.steps)))
+                consumer.compare(await http.get(path_of(consumer.steps)))
         except httpx.TransportError as error:
             failure = Unreachable(str(http.base_url), error)
         except ProblemError as problem:
             failure = problem
         if not consumer.ended:
             await anyio.sleep(consumer.pause(failure))
-
-
-class Client:
-    """The service at ``url``, asked with a key where one is given. ``steps`` are the parts of a path below ``/api/v1``.
-
-    Raises ProblemError for what the service refuses, Unreachable where there is no answer.
-    """
-
-    def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = url.rstrip("/")
-        try:
-            host = httpx.URL(self.url).host
-        except httpx.InvalidURL as error:
-            raise Unreachable(url, error) from error
-        # A proxy for the world outside cannot reach this machine's own loopback.
-        self.http = httpx.Client(
-            base_url=f"{self.url}/api/v1/",
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-            headers={} if key is None else {"X-API-Key": key},
-            trust_env=host not in LOOPBACK,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.close()
-
-    def get(self, *steps: str, **params: Any) -> Any:
-        """The JSON document there. Parameters that are None are left out."""
-        return self._ask("GET", steps, params)
-
-    def post(self, *steps: str, body: Any = None) -> Any:
-        """The answer to a JSON body."""
-        return self._ask("POST", steps, {}, content=orjson.dumps(body or {}), media_type="application/json")
-
-    def upload(self, *steps: str, content: bytes | BinaryIO, media_type: str, **params: Any) -> Any:
-        """The answer to a raw body; a file is sent piece by piece."""
-        return self._ask("POST", steps, params, content=content, media_type=media_type)
-
-    def listed(self, *steps: str, **params: Any) -> Iterator[dict[str, Any]]:
-        """Every entry of a list, newest first, however many pages it has."""
-        page: str | None = ""
-        while page is not None:
-            found = self.get(*steps, **params, page=page or None)
-            yield from found["data"]
-            page = found["next_page"]
-
-    def _ask(
-        self, method: str, steps: tuple[str, ...], params: dict[str, Any], *, content: Any = None, media_type: str = ""
-    ) -> Any:
-        given = {name: value for name, value in params.items() if value is not None}
-        headers = {"Content-Type": media_type} if media_type else {}
-        try:
-            response = self.http.request(method, _path(steps), params=given, content=content, headers=headers)
-        except httpx.TransportError as error:
-            raise Unreachable(self.url, error) from error
-        check(response)
-        try:
-            return orjson.loads(response.content)
-        except orjson.JSONDecodeError as error:
-            raise Unreachable(self.url, "what answers there is not this service") from error

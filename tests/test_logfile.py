@@ -94,6 +94,15 @@ def test_a_range_that_is_not_understood_is_ignored(http: httpx.Client, path: str
     assert (answer.status_code, answer.content) == (200, content)
 
 
+@pytest.mark.parametrize("known", ["{etag}", "W/{etag}", '"other", {etag}', "*"])
+def test_who_has_it_is_told_so(http: httpx.Client, path: str, content: bytes, known: str) -> None:
+    """304 without the bytes, also to who has them zipped; 200 to who has others."""
+    etag = http.head(path, headers={"Accept-Encoding": "identity"}).headers["etag"]
+    again = http.get(path, headers={"If-None-Match": known.format(etag=etag)})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert http.get(path, headers={"If-None-Match": '"other"'}).content == content
+
+
 @pytest.mark.parametrize("asked", ["bytes={size}-", "bytes=99999999-", "bytes=-0"])
 def test_a_range_beyond_the_end_is_416(http: httpx.Client, path: str, content: bytes, asked: str) -> None:
     """With the size that there is."""

@@ -179,6 +179,16 @@ async def test_what_cannot_be_erased_is_refused(desk: Desk, url: str) -> None:
     assert everything(url) == before
 
 
+async def test_an_end_that_repeats_the_text_is_named(desk: Desk) -> None:
+    """What an engine said last stands in `run.completed`, too; nobody is told that it is gone."""
+    await tell_secret(desk.store)
+    why = f"The engine exited with code 1: the key is {SECRET}"
+    await tell(desk.store, RUN, commands.run_completed("failed", "failed", error_message=why).event())
+    ended = await desk.store.log.head()
+    assert (await desk.redact(RUN, RUN_TELEMETRY)).repeated_by is None
+    assert (await desk.redact(RUN, RUN_LINE)).repeated_by == ended
+
+
 async def test_asked_again_it_finishes_what_was_broken_off(desk: Desk, url: str) -> None:
     """A second time nothing is written to the log; a file that was not reached yet is."""
     store = desk.store

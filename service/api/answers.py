@@ -31,7 +31,7 @@ def download(request: Request, path: Path, row: Mapping[str, Any]) -> Response:
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     }
-    if request.headers.get("if-none-match") == etag:
+    if ranges.unchanged(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
     part = ranges.span(request, size, lambda given: given == etag)
     start, stop = part or (0, size)

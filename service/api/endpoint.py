@@ -77,7 +77,7 @@ CONTENT_RANGE = Header("Content-Range", "Which bytes these are, of how many.")
 SET_COOKIE = Header("Set-Cookie", "The session; no script can read it.")
 RETRY_AFTER = Header("Retry-After", "When to come back, in seconds.", "integer")
 
-RANGES = (RANGE, IF_RANGE)
+RANGES = (RANGE, IF_RANGE, IF_NONE_MATCH)
 OVER = Answer(204, "SSE from the terminal event on: there is nothing more, ever. It stops a browser's `EventSource`.")
 _FEED = Lines(("Event", "ConsoleLine"))
 STREAM: Mapping[str, Lines] = {Form.NDJSON.value: _FEED, Form.SSE.value: _FEED}
@@ -126,6 +126,7 @@ def logfile() -> tuple[Answer, ...]:
     return (
         Answer(200, "All of it, as an attachment.", {Form.NDJSON.value: Lines()}, (ETAG,)),
         Answer(206, "The range.", {Form.NDJSON.value: Bytes}, (ETAG, CONTENT_RANGE)),
+        Answer(304, "You have it.", {}, (ETAG,)),
     )
 
 

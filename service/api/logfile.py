@@ -66,12 +66,14 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
     version = f"{feed.stream}-{(row or {}).get('redacted', 0)}"
     content = _Content(log, feed, upto, path, file, file.size + (row["bytes"] if row else 0))
     headers = {
-        "ETag": f'"{version}-{upto}"',
+        "ETag": (etag := f'"{version}-{upto}"'),
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'attachment; filename="{feed.stream}.ndjson"',
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
     }
+    if ranges.unchanged(request, etag):
+        return Response(status_code=304, headers={"ETag": etag})
     part = ranges.span(request, content.size, lambda etag: _names_prefix(etag, version, upto))
     head = request.method == "HEAD"
     if part is not None:
@@ -81,7 +83,7 @@ async def answer(request: Request, log: Log, feed: Feed, upto: int, path: Path) 
         return StreamingResponse(body, 206, headers, MEDIA_TYPE)
     if _takes_gzip(request.headers.get("accept-encoding", "")):
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-        headers["ETag"] = f'W/"{version}-{upto}"'
+        headers["ETag"] = f"W/{etag}"
         return StreamingResponse(_nothing() if head else _gzip(content), 200, headers, MEDIA_TYPE)
     headers |= {"Content-Length": str(content.size), "Vary": "Accept-Encoding"}
     body = _nothing() if head else content.read(0, content.size)

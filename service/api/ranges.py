@@ -37,6 +37,12 @@ def span(request: Request, size: int, holds: Callable[[str], bool]) -> tuple[int
     return start, stop
 
 
+def unchanged(request: Request, etag: str) -> bool:
+    """Whether ``If-None-Match`` names these bytes: the client has them."""
+    given = request.headers.get("if-none-match", "").split(",")
+    return bool({one.strip().removeprefix("W/") for one in given} & {etag, "*"})
+
+
 def content_range(start: int, stop: int, size: int) -> dict[str, str]:
     """The headers of a partial answer."""
     return {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}

@@ -9,7 +9,6 @@ from starlette.routing import Route
 from service.api import builds, feeds, keys, log_search, logs, metrics, pages, runs, stats, system, uploads
 from service.api.endpoint import (
     IDEMPOTENCY_KEY,
-    IF_NONE_MATCH,
     JSON,
     LAST_EVENT_ID,
     LOCATION,
@@ -135,7 +134,7 @@ _DOCUMENTS = (
         uploads.document_content,
         "documents",
         *file(),
-        takes=(*RANGES, IF_NONE_MATCH),
+        takes=RANGES,
     ),
 )
 
@@ -165,7 +164,7 @@ _RUNS = (
         runs.artifact_content,
         "runs",
         *file(),
-        takes=(*RANGES, IF_NONE_MATCH),
+        takes=RANGES,
     ),
 )
 

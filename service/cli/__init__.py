@@ -10,7 +10,8 @@ whole API, take half a second.
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -83,7 +84,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.callback()(lambda: None)  # without one, typer would not take it for a group
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ade {version('ade-runs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _group(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")] = False,
+) -> None:
+    """Without it, typer would not take this for a group."""
 
 
 def main() -> None:

@@ -175,11 +175,16 @@ def redact(
     with postgres(settings) as database:
         done = anyio.run(_redact, database.url, Files.of(settings).logfile, asked)
     if as_json:
-        typer.echo(json.dumps({"redacted_by": done.by, "files": [str(path) for path in done.files]}))
-        return
-    typer.echo("They had been redacted before." if done.by is None else f"Redacted; event {done.by} says so.")
-    for path in done.files:
-        typer.echo(f"Written anew: {path}")
+        files = [str(path) for path in done.files]
+        typer.echo(json.dumps({"redacted_by": done.by, "repeated_by": done.repeated_by, "files": files}))
+    else:
+        typer.echo("They had been redacted before." if done.by is None else f"Redacted; event {done.by} says so.")
+        for path in done.files:
+            typer.echo(f"Written anew: {path}")
+    if done.repeated_by is not None:
+        what = f"the `error_message` of event {done.repeated_by}, which cannot be erased: what {stream} is rests on it."
+        typer.echo(f"error: The text is still in {what}", err=True)
+        raise typer.Exit(FAILED)
 
 
 async def _redact(url: str, path_of: PathOf, asked: EventRedacted) -> Redacted:

@@ -7,9 +7,10 @@ from typing import Any
 
 import typer
 
+from service.cli.http_client import Client
 from service.cli.options import FAILED, UNREACHABLE, USAGE
 from service.cli.output import Screen
-from service.client import Client, ClientError, NotFound, ProblemError, Unreachable
+from service.client import ClientError, NotFound, ProblemError, Unreachable
 from service.settings import Settings
 
 UNAUTHORIZED = 401

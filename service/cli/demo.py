@@ -16,10 +16,11 @@ import typer
 from projections.ndjson_file import end_of
 from service.cli import feeds, output
 from service.cli.connection import Wrong, reported
+from service.cli.http_client import ANSWER_S
 from service.cli.options import DETACHED
 from service.cli.output import Screen
 from service.cli.processes import stop
-from service.client import ANSWER_S, ClientError, Consumer, check, follow_async
+from service.client import ClientError, Consumer, check, follow_async
 from service.files import Files
 from service.settings import Settings
 from service.work.package import pack

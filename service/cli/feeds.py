@@ -10,9 +10,10 @@ import typer
 
 from service.cli import output
 from service.cli.connection import connected
+from service.cli.http_client import Client
 from service.cli.options import DETACHED, FAILED
 from service.cli.output import Screen
-from service.client import Client, ClientError, Consumer, follow
+from service.client import ClientError, Consumer, follow
 
 Kind = Literal["run", "build"]
 Thing = Mapping[str, Any]

@@ -15,9 +15,10 @@ from eventstore.clock import now
 from service.cli import feeds, output
 from service.cli.connection import connected, find_config
 from service.cli.feeds import PAGE, AroundEntry, IgnoreCase, LastEntries, LastLines, Reason, WithText
+from service.cli.http_client import Client
 from service.cli.options import AsJson, Limit, Workspace
 from service.cli.output import Screen
-from service.client import Client, Consumer, Event, follow
+from service.client import Consumer, Event, follow
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -35,6 +35,14 @@ WHERE stream = 'system_log' AND NOT bulk AND type = 'event.redacted' ORDER BY id
 -- redactable_events: which of these events are in a stream, and of what type they are.
 SELECT id, type, bulk FROM events WHERE stream = %(stream)s AND id = ANY (%(ids)s::bigint[]) ORDER BY id;
 
+-- repeated_by: the end of a stream whose error repeats the text of one of these events; no row where it does not.
+SELECT ended.id FROM streams s JOIN events ended ON ended.id = s.ended_id
+WHERE s.stream = %(stream)s
+  AND EXISTS (
+    SELECT FROM events said
+    WHERE said.stream = s.stream AND said.id = ANY (%(ids)s::bigint[]) AND said.data::json ->> 'message' <> ''
+      AND position(said.data::json ->> 'message' IN ended.data::json ->> 'error_message') > 0);
+
 -- redact: the payloads of these events are gone, and an event says so; see redact_events_v1.
 SELECT outcome, redacted_by FROM redact_events_v1(%(stream)s, %(ids)s::bigint[], %(says)s);
 
