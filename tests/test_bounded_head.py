@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
@@ -35,8 +35,22 @@ async def unread(_asked: Request) -> PlainTextResponse:
     return PlainTextResponse("unread")
 
 
+async def endless(_asked: Request) -> StreamingResponse:
+    """Says a word, and then nothing for ever."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a word"
+        await anyio.sleep_forever()
+
+    return StreamingResponse(body())
+
+
 app = Starlette(
-    routes=[Route("/", size, methods=["GET", "POST"]), Route("/unread", unread, methods=["POST"])],
+    routes=[
+        Route("/", size, methods=["GET", "POST"]),
+        Route("/unread", unread, methods=["POST"]),
+        Route("/endless", endless),
+    ],
     exception_handlers=dict(HANDLERS),
 )
 
@@ -180,3 +194,17 @@ async def test_an_answer_reaches_a_client_that_goes_on_sending() -> None:
             await connection.send(b"1\r\na\r\n")
             await anyio.sleep(0.01)  # a client that is slow
         assert (await everything(connection)).endswith(b"unread")
+
+
+@pytest.mark.parametrize("more", [b"\0\0\0", GET], ids=["no request", "half a head"])
+async def test_no_answer_begins_in_the_middle_of_another(more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent behind a request whose answer goes on ends the connection, and says nothing in it. Seen to put a
+    400 among the chunks of a stream."""
+    monkeypatch.setattr(bounded_head, "HEAD_S", 0.1)
+    async with connected() as connection:
+        await connection.send(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while b"a word" not in answer:
+            answer += await connection.receive()
+        await connection.send(more)
+        assert await everything(connection) == b""

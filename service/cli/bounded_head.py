@@ -112,11 +112,14 @@ class BoundedHead(HttpToolsProtocol):
                 self._give_up("The head of a request is too long.")
 
     def send_400_response(self, msg: str) -> None:
-        """A problem document, as of all that is refused; and that is the end of the connection."""
-        answer = problem(Malformed(msg))
-        headers = [*answer.raw_headers, (b"connection", b"close"), (b"x-request-id", ulid().encode())]
-        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers), b"", answer.body]
-        self.transport.write(b"\r\n".join(lines))
+        """A problem document, as of all that is refused; and that is the end of the connection. It is said by the end
+        alone where something else is being said, or was said to a request that goes on."""
+        cycle = self.cycle
+        if cycle is None or not cycle.response_started or (cycle.response_complete and not cycle.more_body):
+            answer = problem(Malformed(msg))
+            headers = [*answer.raw_headers, (b"connection", b"close"), (b"x-request-id", ulid().encode())]
+            lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers), b"", answer.body]
+            self.transport.write(b"\r\n".join(lines))
         self.transport.in_request = True  # where the parser stopped, nobody knows where it ends
         self.transport.close()
 
@@ -149,10 +152,7 @@ class BoundedHead(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.logger.warning("The connection of %s is closed: %s", self.client, why)
-        if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
-            self.transport.close()  # it was answered
-        else:
-            self.send_400_response(why)
+        self.send_400_response(why)
 
 
 def _plain(headers: list[tuple[bytes, bytes]], version: str) -> bool:
