@@ -104,6 +104,7 @@ class Server:
     def drop(self, url: str) -> None:
         name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
         with psycopg.connect(self._embedded.url, autocommit=True) as connection:
+            connection.execute(f"SET statement_timeout = '{STOP_S}s'".encode())  # it waits for all who listen anywhere
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 

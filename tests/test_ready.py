@@ -104,7 +104,7 @@ async def test_a_tail_asks_though_nobody_watches(deployment: Deployment) -> None
     async with await psycopg.AsyncConnection.connect(url) as holder, anyio.create_task_group() as tasks:
         await tasks.start(deployment.hub.run)
         await holder.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-        await until_blocked(url, "%page_ranges%")
+        await until_blocked(url, "%read_feeds%")
         tasks.cancel_scope.cancel()
 
 
