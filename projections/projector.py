@@ -62,7 +62,7 @@ class Projector:
                 lease = await self._leases.take(ELECTION)
                 if lease is not None:
                     await self._work(lease)
-            except Unavailable:
+            except* Unavailable:  # alone, or several steps' at once
                 await anyio.sleep(jitter(0.2, 1.0))
             await anyio.sleep(jitter(0.5, 1.0))
 
@@ -78,8 +78,6 @@ class Projector:
                 tasks.start_soon(self._keep_house)
                 await self._stay_elected(lease)
                 tasks.cancel_scope.cancel()
-        except* Unavailable as outage:
-            raise Unavailable(reason=str(outage.exceptions[0])) from outage
         finally:
             files.close()
             with anyio.CancelScope(shield=True):

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
 from eventstore import Append, Feed, Leases, NewEvent, Part
+from eventstore.errors import Unavailable
 from eventstore.tail import LOG, Hints
 from projections import events, log_files, ndjson_file
 from projections import projector as projecting
@@ -319,6 +321,30 @@ async def test_a_projector_that_is_stopped_hands_over_at_once(desk: Desk, url: s
         assert await Leases(database, "second", 1).take(ELECTION) is None
         tasks.cancel_scope.cancel()
     assert await Leases(database, "second", 1).take(ELECTION) is not None
+
+
+async def test_a_projector_outlives_an_outage_in_every_step(desk: Desk) -> None:
+    """All steps see it at once, and they go on later. Seen to end the process with Python 3.11.2, where what is raised
+    in an `except*` becomes a group."""
+    database, tries = desk.store.database, [0, 0]
+    done = anyio.Event()
+
+    async def step(number: int) -> bool:
+        tries[number] += 1
+        if tries[number] <= 2:
+            raise Unavailable(reason="the server is stopped")
+        if min(tries) > 2:
+            done.set()
+        return False
+
+    also = [partial(step, number) for number in range(2)]
+    hints = Hints(database, LOG)
+    async with anyio.create_task_group() as tasks:
+        leases = Leases(database, "first", 60)
+        await tasks.start(Projector(database, desk.store.log, hints, leases, desk.path, also).run)
+        with anyio.fail_after(60):
+            await done.wait()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_file_that_cannot_be_written_stops_no_table_and_no_seal(
