@@ -98,6 +98,13 @@ def test_what_an_engine_leaves_running_is_ended_with_it(http: httpx.Client, conf
     assert (run["status"], living(pid)) == ("succeeded", [])
 
 
+def test_an_engine_that_removes_its_output_folder_leaves_no_artifacts(http: httpx.Client, config: str) -> None:
+    """That is its own affair. Seen to be taken for a bug of the worker, which gave the run up."""
+    run, _ = engine.run(http, config, "import shutil; shutil.rmtree(output)")
+    assert (run["status"], run["stop_reason"]) == ("succeeded", "completed")
+    assert engine.told(http.get(f"/runs/{run['id']}/artifacts"))["data"] == []
+
+
 def test_a_timeout_counts_from_the_start_and_ends_the_engine(http: httpx.Client, config: str) -> None:
     """SIGTERM at `timeout_s`, `failed` with `timeout`; what the engine still says is kept."""
     script = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('bye') or 0))\n{FOREVER}"

@@ -101,6 +101,8 @@ def collect(output: Path, place: Callable[[], tuple[str, Path]], max_bytes: int)
     ``place`` gives a new artifact's id and where to keep it. No more than `ARTIFACTS_MAX` files and ``max_bytes``.
     """
     found, room = Collected([]), max_bytes
+    if not output.is_dir():  # the engine removed it, or who took over when our lease was over
+        return found
     for folder, folders, names, descriptor in os.fwalk(output, follow_symlinks=False):
         folders.sort()
         for name in sorted(names):
