@@ -6,12 +6,12 @@ The file shows one moment: runs and builds as they are at an id, events and line
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from eventstore.clock import rfc3339
 from eventstore.database import Connection, call, connect, transaction
 from eventstore.statements import texts
 from projections.tables import CAUGHT_UP
@@ -82,4 +82,4 @@ def _stored(column: str, value: Any) -> Any:
     """The value as SQLite can hold it: times as text that sorts, in the shape of ``created_at``."""
     if value is None or not column.endswith("_at"):
         return value
-    return datetime.fromtimestamp(value, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return rfc3339(value)
